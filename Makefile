@@ -1,0 +1,44 @@
+# Each target makes the virtual environment first, where it is not there yet, and nothing twice.
+# torch comes first and alone: installed as somebody's dependency it brings gigabytes of CUDA.
+export OMP_WAIT_POLICY ?= passive
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: demo test slow check bench clean
+.DELETE_ON_ERROR:
+
+.venv/torch: constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/pip install -q "$$(grep '^torch==' constraints.txt)"
+	touch $@
+
+.venv/core: .venv/torch pyproject.toml
+	$(BIN)/pip install -q -c constraints.txt -e .
+	touch $@
+
+# timm is a test oracle; its own dependency, torchvision, has no build for this torch on a CPU.
+.venv/dev: .venv/core
+	$(BIN)/pip install -q -c constraints.txt -e '.[dev]'
+	$(BIN)/pip install -q --no-deps "$$(grep '^timm==' constraints.txt)"
+	touch $@
+
+demo: .venv/core
+	$(BIN)/vitrail demo --out runs/demo
+
+test: .venv/dev
+	$(BIN)/python -m pytest
+
+slow: .venv/dev
+	$(BIN)/python -m pytest -m slow --timeout=1800
+
+check: .venv/dev
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/pyrefly check
+	$(BIN)/lint-imports
+
+bench: .venv/dev
+	for file in benchmarks/*.py; do $(BIN)/python $$file || exit 1; done
+
+clean:
+	rm -rf .venv runs .pytest_cache .ruff_cache .import_linter_cache

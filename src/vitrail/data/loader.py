@@ -1,0 +1,265 @@
+"""Loader: batches of uint8 pictures, in an order that is a function and not a state.
+
+Training is one endless stream of samples: position p is place p % n of epoch p // n, in that
+epoch's order. So the only state is the number of samples consumed; a batch may reach over the end
+of an epoch, every sample is used once in every epoch, and no batch size leaves a rest. With worker
+processes each batch is made whole by one of them, from the same functions: the batches are the
+same whatever the number of workers.
+"""
+
+import signal
+import sys
+from collections.abc import Generator, Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from vitrail.data.decode import MAX_PIXELS, decode, read_size
+from vitrail.data.draws import order, sample_generator
+from vitrail.data.examples import Source
+from vitrail.data.transforms import Augment, needed_size
+from vitrail.kit.errors import Error
+from vitrail.kit.preprocess import Preprocessing
+
+__all__ = ["Batch", "eval_batches", "order", "train_batches"]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Pictures that are ready for `Preprocessing.normalize`.
+
+    Attributes:
+        images: uint8 [b h w c].
+        labels: int64 [b].
+        keys: b names.
+        indices: int64 [b], places in the source.
+        skipped: (key, reason) of the samples of this batch that cannot be decoded. They are not in
+            the fields above, so b is smaller then; it may be 0.
+        epochs: int64 [b], the epoch of each sample; zeros in evaluation.
+        epoch, position: where the batch begins: place ``position`` of that epoch's order.
+    """
+
+    images: Tensor
+    labels: Tensor
+    keys: list[str]
+    indices: Tensor
+    skipped: list[tuple[str, str]] = field(default_factory=list)
+    epochs: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.int64))
+    epoch: int = 0
+    position: int = 0
+
+
+@dataclass(frozen=True)
+class _Request:
+    """One batch to be made: places in the source, each with its epoch."""
+
+    epochs: np.ndarray
+    indices: np.ndarray
+    position: int
+
+
+def train_batches(
+    source: Source,
+    preprocessing: Preprocessing,
+    augment: Augment | None,
+    batch_size: int,
+    *,
+    seed: int = 0,
+    start_sample: int = 0,
+    stop_sample: int | None = None,
+    workers: int = 0,
+    max_pixels: int = MAX_PIXELS,
+) -> Generator[Batch, None, None]:
+    """The training stream, from any place on; what it costs to start does not depend on the place.
+
+    Close it (or let it go) to end its workers.
+
+    Args:
+        source: the examples.
+        preprocessing: gives the size of the pictures.
+        augment: what is done to each picture; None: nothing.
+        batch_size: samples a batch.
+        seed: of the order and of every draw.
+        start_sample: samples consumed before; n of them are an epoch.
+        stop_sample: where the stream ends, with a smaller batch if need be; None: never.
+        workers: processes that decode; 0: this one does.
+        max_pixels: see `decode`.
+
+    Raises:
+        Error: the source is empty, or the batch size is none.
+    """
+    _demand(source, batch_size)
+    making = _Making(source, preprocessing, augment or Augment(), seed, max_pixels)
+    return _made(making, _stream(len(source), batch_size, seed, start_sample, stop_sample), workers)
+
+
+def eval_batches(
+    source: Source,
+    preprocessing: Preprocessing,
+    batch_size: int,
+    *,
+    workers: int = 0,
+    max_pixels: int = MAX_PIXELS,
+) -> Generator[Batch, None, None]:
+    """Every example once, in order, exactly as `preprocessing` has it; the last batch is smaller.
+
+    Raises:
+        Error: the source is empty, or the batch size is none.
+    """
+    _demand(source, batch_size)
+    making = _Making(source, preprocessing, None, 0, max_pixels)
+    return _made(making, _once(len(source), batch_size), workers)
+
+
+def _demand(source: Source, batch_size: int) -> None:
+    if batch_size < 1:
+        raise Error(f"a batch has at least one sample, not {batch_size}")
+    if not len(source):
+        raise Error(f"{source.name}: there are no images")
+
+
+def _stream(n: int, batch_size: int, seed: int, start: int, stop: int | None) -> Iterator[_Request]:
+    position, epoch, places = start, -1, np.empty(0, np.int64)
+    while stop is None or position < stop:
+        end = position + batch_size if stop is None else min(position + batch_size, stop)
+        first, epochs, indices = position % n, [], []
+        while position < end:
+            if epoch != position // n:
+                epoch = position // n
+                places = order(seed, epoch, n)
+            part = places[position % n : position % n + end - position]
+            indices.append(part)
+            epochs.append(np.full(len(part), epoch))
+            position += len(part)
+        yield _Request(np.concatenate(epochs), np.concatenate(indices), first)
+
+
+def _once(n: int, batch_size: int) -> Iterator[_Request]:
+    for begin in range(0, n, batch_size):
+        indices = np.arange(begin, min(begin + batch_size, n))
+        yield _Request(np.zeros_like(indices), indices, begin)
+
+
+class _Making(Dataset):
+    """Makes a batch of what a request asks for; augment None is evaluation."""
+
+    def __init__(
+        self,
+        source: Source,
+        preprocessing: Preprocessing,
+        augment: Augment | None,
+        seed: int,
+        max_pixels: int,
+    ):
+        self.source, self.preprocessing, self.augment = source, preprocessing, augment
+        self.seed, self.max_pixels = seed, max_pixels
+
+    def __getitem__(self, index: _Request) -> dict[str, Any]:
+        """The fields of a `Batch`, tensors as arrays: those cross between processes by a pipe."""
+        request = index
+        images = self._as_they_are(request.indices)
+        good, skipped = np.arange(len(request.indices)), []
+        if images is None:
+            pictures, kept = [], []
+            for place, (epoch, i) in enumerate(zip(request.epochs, request.indices, strict=True)):
+                try:
+                    pictures.append(self._picture(int(epoch), int(i)))
+                    kept.append(place)
+                except Error as error:
+                    skipped.append((self.source.keys[int(i)], str(error)))
+            images = (
+                np.stack(pictures)
+                if pictures
+                else np.zeros((0, *self.preprocessing.size, 3), np.uint8)
+            )
+            good = np.array(kept, np.int64)
+        indices = request.indices[good]
+        return {
+            "images": images,
+            "labels": self.source.labels[indices],
+            "keys": [self.source.keys[i] for i in indices.tolist()],
+            "indices": indices,
+            "skipped": skipped,
+            "epochs": request.epochs[good],
+            "epoch": int(request.epochs[0]),
+            "position": request.position,
+        }
+
+    def _as_they_are(self, indices: np.ndarray) -> np.ndarray | None:
+        """All pictures at once, where they need nothing: several times faster on small ones."""
+        if self.augment is not None and not self.augment.nothing:
+            return None
+        images = self.source.arrays(indices)
+        wanted = self.preprocessing
+        if images is None or images.shape[1:3] != wanted.size or wanted.crop != 1:
+            return None
+        return images
+
+    def _picture(self, epoch: int, i: int) -> np.ndarray:
+        image = self.source.image(i)
+        if self.augment is None:
+            # Full decode: the same pixels as anybody gets who uses `Preprocessing` on the file.
+            return self.preprocessing.geometry(self._decoded(image, None))
+        generator = sample_generator(self.seed, epoch, i)
+        if isinstance(image, bytes) and self.augment.crop == "inception":
+            full = read_size(image)[:2]
+        elif isinstance(image, bytes):
+            return self.augment(self._decoded(image, None), self.preprocessing, generator)
+        else:
+            full = (image.shape[1], image.shape[0])
+        box = self.augment.box(*full, generator)
+        small = needed_size(box, full, self.preprocessing.size)
+        return self.augment.view(
+            self._decoded(image, small), box, full, self.preprocessing, generator
+        )
+
+    def _decoded(self, image: bytes | np.ndarray, min_size: int | None) -> np.ndarray:
+        if isinstance(image, np.ndarray):
+            return image
+        return decode(image, min_size, self.max_pixels)
+
+
+def _made(
+    making: _Making, requests: Iterable[_Request], workers: int
+) -> Generator[Batch, None, None]:
+    made = (
+        map(making.__getitem__, requests) if workers < 1 else _by_workers(making, requests, workers)
+    )
+    for fields in made:
+        for name in ("images", "labels", "indices", "epochs"):
+            fields[name] = torch.from_numpy(fields[name])
+        yield Batch(**fields)
+
+
+def _by_workers(
+    making: _Making, requests: Iterable[_Request], workers: int
+) -> Iterator[dict[str, Any]]:
+    return iter(
+        DataLoader(
+            making,
+            sampler=requests,
+            batch_size=None,  # a request is a batch already
+            num_workers=workers,
+            collate_fn=_unchanged,
+            worker_init_fn=_prepare_worker,
+            # Its own generator: by default a loader draws its workers' seeds from torch's global
+            # one, and a run with workers would then differ from one without.
+            generator=torch.Generator(),
+            # Forked workers share the source's memory and need no importable main module.
+            multiprocessing_context="fork" if sys.platform == "linux" else None,
+        )
+    )
+
+
+def _unchanged(fields: Any) -> Any:
+    return fields
+
+
+def _prepare_worker(_worker: int) -> None:
+    # Ctrl-C goes to the whole process group; the parent saves first and ends its workers itself.
+    # (DataLoader has set one thread already.)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -1,0 +1,288 @@
+"""Accuracy of a model on labelled images, with the mistakes kept for looking at.
+
+Labels are matched by name, never by position: a folder whose classes sort in another order than
+the model's would else be scored at chance without a word. A picture that cannot be read is not
+an image of the test: it is left out of n, counted and named.
+"""
+
+import heapq
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from vitrail.data.loader import Batch
+from vitrail.kit.errors import Error, did_you_mean, listing
+from vitrail.metrics.accuracy import confusion, per_class, top_k
+from vitrail.models.base import ImageClassifier
+
+
+@dataclass(frozen=True)
+class ClassAccuracy:
+    """How one class fares; see `metrics.accuracy.per_class` for classes without images."""
+
+    label: str
+    n: int
+    precision: float
+    recall: float
+    f1: float
+
+
+@dataclass(frozen=True, eq=False)
+class Answer:
+    """One image and what the model makes of it: both labels, and how sure the model is.
+
+    `picture` is uint8 [h w c], as the model saw it.
+    """
+
+    key: str
+    label: str
+    prediction: str
+    probability: float
+    picture: np.ndarray
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Accuracy:
+    """What `evaluate` found. Accuracies are fractions 0..1.
+
+    Attributes:
+        top1, top5: share of images whose class is the first, or among the first five; with fewer
+            than five classes top5 is among the first min(5, k), which is all of them.
+        loss: mean cross-entropy, in nats.
+        n: images counted.
+        classes: the model's class names, in the order of the logits.
+        per_class: one entry a class.
+        confusion: int64 [k k], row = true class, column = predicted class.
+        keys, labels, predictions: of each image in the order of the data, the latter two int64 [n].
+        probabilities: float32 [n], of each image's predicted class.
+        skipped: (key, reason) of the images that could not be read.
+        worst: the most confident mistakes, most confident first; ask `mistakes`.
+        examples: the first images of each class, in the order of the data.
+    """
+
+    top1: float
+    top5: float
+    loss: float
+    n: int
+    classes: tuple[str, ...]
+    per_class: tuple[ClassAccuracy, ...]
+    confusion: Tensor
+    keys: tuple[str, ...]
+    labels: Tensor
+    predictions: Tensor
+    probabilities: Tensor
+    skipped: tuple[tuple[str, str], ...]
+    worst: tuple[Answer, ...]
+    examples: tuple[Answer, ...]
+
+    def mistakes(self, most: int = 24) -> list[Answer]:
+        """The most confident mistakes, at most as many as `evaluate` was asked to keep."""
+        return list(self.worst[:most])
+
+    def to_json(self) -> dict[str, Any]:
+        """The result as plain JSON values: what ``vitrail evaluate --json`` prints."""
+        return {
+            "top1": self.top1,
+            "top5": self.top5,
+            "loss": self.loss,
+            "n": self.n,
+            "classes": list(self.classes),
+            "per_class": [dict(vars(entry)) for entry in self.per_class],
+            "confusion": self.confusion.tolist(),
+            "skipped": [{"key": key, "reason": reason} for key, reason in self.skipped],
+        }
+
+
+def align(classes: Sequence[str], labels: Sequence[str]) -> Tensor:
+    """Where each class of the data stands among the model's: int64 [classes], to index by label.
+
+    The data may have the model's classes in any order, or some of them.
+
+    Args:
+        classes: the data's class names.
+        labels: the model's class names, in the order of its logits.
+
+    Raises:
+        Error: a class that the model does not know, or a name that stands for several of its own.
+    """
+    if list(classes) == list(labels):
+        return torch.arange(len(classes))
+    count = Counter(labels)
+    unknown = [name for name in classes if not count[name]]
+    if unknown:
+        near = did_you_mean(unknown[0], labels)
+        raise Error(
+            f"the model does not know {len(unknown)} of the data's {len(classes)} classes: "
+            f"{listing([repr(name) for name in unknown])}{near or _its_classes(labels)}"
+        )
+    double = [name for name in classes if count[name] > 1]
+    if double:
+        raise Error(
+            f"{double[0]!r} is the name of several of the model's classes, so the data's images "
+            "of it cannot be told apart: give those classes names of their own"
+        )
+    places = {name: place for place, name in enumerate(labels)}
+    return torch.tensor([places[name] for name in classes])
+
+
+def evaluate(
+    model: ImageClassifier,
+    batches: Iterable[Batch],
+    classes: Sequence[str] | None = None,
+    mistakes: int = 24,
+    examples: int = 12,
+) -> Accuracy:
+    """Classify every image once, in evaluation mode, on the device where the model is.
+
+    Args:
+        model: left in the mode that it was in.
+        batches: of one pass over the data, each image once.
+        classes: the data's class names, which are matched with the model's as `align` does. None,
+            or a model without labels, takes the data's class numbers for the model's.
+        mistakes: of how many of the most confident mistakes to keep the pictures.
+        examples: of how many images to keep the pictures besides, equally many of each class.
+
+    Raises:
+        Error: classes that the model does not know, no image that could be read, a class number
+            that the model does not have, or logits that are not finite.
+    """
+    tally = _Tally(model, classes, mistakes, examples)
+    was_training = model.training
+    model.eval()
+    try:
+        with torch.inference_mode():
+            for batch in batches:
+                tally.add(batch)
+    finally:
+        model.train(was_training)
+    return tally.result()
+
+
+class _Tally:
+    """The counts of an evaluation under way."""
+
+    def __init__(
+        self,
+        model: ImageClassifier,
+        classes: Sequence[str] | None,
+        mistakes: int,
+        examples: int,
+    ):
+        self.model = model
+        self.places = align(classes, model.labels) if classes and model.labels else None
+        self.names = _names(model, classes)
+        self.most_mistakes, self.most_examples = mistakes, examples
+        self.of_a_class = -(-examples // max(1, len(classes or self.names)))
+        self.worst: list[tuple[float, int, Answer]] = []  # a heap, the least confident on top
+        self.examples: list[Answer] = []
+        self.examples_of = Counter[int]()
+        self.keys: list[str] = []
+        self.skipped: list[tuple[str, str]] = []
+        self.labels: list[Tensor] = []
+        self.predictions: list[Tensor] = []
+        self.probabilities: list[Tensor] = []
+        self.loss = 0.0
+        self.top5 = 0
+
+    def add(self, batch: Batch) -> None:
+        self.skipped += [(key, reason) for key, reason in batch.skipped]
+        if not len(batch.keys):
+            return
+        labels = batch.labels if self.places is None else self.places[batch.labels]
+        if int(labels.max()) >= self.model.num_classes:
+            raise Error(
+                f"{batch.keys[int(labels.argmax())]} is of class number {int(labels.max())}, but "
+                f"the model has {self.model.num_classes} classes, counted from 0"
+            )
+        logits = self._logits(batch)
+        prediction = logits.argmax(1)
+        probability = logits.softmax(1).amax(1)
+        self.loss += float(functional.cross_entropy(logits, labels, reduction="sum"))
+        self.top5 += int(top_k(logits, labels, 5).sum())
+        self._keep(batch, labels, prediction, probability)
+        self.keys += batch.keys
+        self.labels.append(labels)
+        self.predictions.append(prediction)
+        self.probabilities.append(probability.float())
+
+    def _logits(self, batch: Batch) -> Tensor:
+        """Float64 [b k] on the CPU: sums over many images must not depend on their order."""
+        weight = next(self.model.parameters())
+        images = self.model.preprocessing.normalize(batch.images.to(weight.device))
+        logits = self.model(images.to(weight.dtype)).double().cpu()
+        bad = ~logits.isfinite().all(1)
+        if bad.any():
+            raise Error(
+                f"the model's answer for {batch.keys[int(bad.int().argmax())]} is not a finite "
+                "number: its weights are broken, or the run that made them diverged"
+            )
+        return logits
+
+    def _keep(
+        self, batch: Batch, labels: Tensor, predictions: Tensor, probabilities: Tensor
+    ) -> None:
+        """Keep the pictures that somebody may want to look at."""
+
+        def answer(i: int) -> Answer:
+            names = self.names[int(labels[i])], self.names[int(predictions[i])]
+            picture = batch.images[i].cpu().numpy().copy()
+            return Answer(batch.keys[i], *names, float(probabilities[i]), picture)
+
+        for i, label in enumerate(labels.tolist()):
+            if len(self.examples) == self.most_examples:
+                break
+            if self.examples_of[label] < self.of_a_class:
+                self.examples_of[label] += 1
+                self.examples.append(answer(i))
+        for i in torch.nonzero(predictions != labels)[:, 0].tolist():
+            order = (float(probabilities[i]), -len(self.keys) - i)  # of equals the first seen
+            if len(self.worst) < self.most_mistakes:
+                heapq.heappush(self.worst, (*order, answer(i)))
+            elif self.worst and order > self.worst[0][:2]:
+                heapq.heapreplace(self.worst, (*order, answer(i)))
+
+    def result(self) -> Accuracy:
+        n = len(self.keys)
+        if not n:
+            why = f": {self.skipped[0][0]} {self.skipped[0][1]}" if self.skipped else ""
+            raise Error(f"there is no image to evaluate on; {len(self.skipped)} were skipped{why}")
+        labels, predictions = torch.cat(self.labels), torch.cat(self.predictions)
+        counts = confusion(labels, predictions, self.model.num_classes)
+        figures = zip(*(figure.tolist() for figure in per_class(counts)), strict=True)
+        return Accuracy(
+            top1=float((predictions == labels).double().mean()),
+            top5=self.top5 / n,
+            loss=self.loss / n,
+            n=n,
+            classes=tuple(self.names),
+            per_class=tuple(
+                ClassAccuracy(name, *figure)
+                for name, figure in zip(self.names, figures, strict=True)
+            ),
+            confusion=counts,
+            keys=tuple(self.keys),
+            labels=labels,
+            predictions=predictions,
+            probabilities=torch.cat(self.probabilities),
+            skipped=tuple(self.skipped),
+            worst=tuple(answer for *_, answer in sorted(self.worst, key=lambda w: w[:2])[::-1]),
+            examples=tuple(self.examples),
+        )
+
+
+def _names(model: ImageClassifier, classes: Sequence[str] | None) -> list[str]:
+    if model.labels:
+        return list(model.labels)
+    if classes is not None and len(classes) == model.num_classes:
+        return list(classes)
+    return [str(i) for i in range(model.num_classes)]
+
+
+def _its_classes(labels: Sequence[str]) -> str:
+    return f"; its own are {listing([repr(name) for name in labels])}"

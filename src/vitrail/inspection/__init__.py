@@ -1,0 +1,1 @@
+"""Looking inside live models: what they attend to, and pictures of it."""

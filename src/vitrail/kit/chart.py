@@ -1,0 +1,195 @@
+"""Line charts as small inline SVG, and the one colour map for heat.
+
+A chart follows the page that it stands in: its colours are the page's CSS variables, so it turns
+dark with the page, and its text is text. It is drawn by matplotlib's object interface (no pyplot,
+no global state), and the same numbers give the same bytes.
+The colours are Okabe and Ito's, which colour-blind people can tell apart; the dashes differ too.
+"""
+
+import html
+import io
+import math
+import os
+import re
+import sys
+import tempfile
+import textwrap
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+# What matplotlib draws in these stand-ins becomes one of the page's CSS variables, with a value
+# to fall back on where a chart stands outside of a page.
+_THEME = {
+    "#010101": "var(--quiet, #5b616b)",
+    "#020202": "var(--line, #d9d6ce)",
+    "#0a0001": "var(--series-1, #0b63a5)",
+    "#0a0002": "var(--series-2, #c2500a)",
+    "#0a0003": "var(--series-3, #00795c)",
+    "#0a0004": "var(--series-4, #a1447f)",
+}
+LONGEST_NAME = 30  # characters of a line's name in the legend
+_QUIET, _FAINT, *_SERIES = _THEME
+_DASHES = ("-", (0, (5, 2)), (0, (1.5, 1.5)), (0, (5, 1.5, 1, 1.5)))
+
+
+@dataclass(frozen=True)
+class Line:
+    """One line of a chart: its name, and as many x as y. A y that is not finite is a gap.
+
+    Args:
+        dots: mark every point; for a handful of measurements rather than a dense curve.
+        best: ring one point, the "highest" or the "lowest"; none by default.
+    """
+
+    name: str
+    x: Sequence[float]
+    y: Sequence[float]
+    dots: bool = False
+    best: str = ""
+
+
+def line_chart(
+    lines: Sequence[Line],
+    *,
+    title: str,
+    x_label: str = "step",
+    percent: bool = False,
+    size: tuple[int, int] = (440, 260),
+) -> str:
+    """Draw one to four lines over one pair of axes.
+
+    Args:
+        title: says what is drawn, for a screen reader; the page prints its own caption.
+        percent: y is a share 0..1 and is labelled in per cent.
+        size: (width, height) in the units of the SVG; the page scales it.
+
+    Returns:
+        An ``<svg>`` element as text, to be put into a page by `page.Blocks.charts`.
+    """
+    if not 1 <= len(lines) <= len(_SERIES):
+        raise ValueError(f"a chart holds 1 to {len(_SERIES)} lines, not {len(lines)}")
+    with _matplotlib() as matplotlib:
+        from matplotlib.backends.backend_svg import FigureCanvasSVG
+        from matplotlib.figure import Figure
+
+        matplotlib.rcParams.update(
+            {
+                "svg.fonttype": "none",
+                "svg.hashsalt": title,  # names of clip paths: stable, and apart on one page
+                "font.size": 12,
+                "font.family": "DejaVu Sans",  # comes with matplotlib; only measured, not shown
+            }
+        )
+        figure = Figure(figsize=(size[0] / 72, size[1] / 72), dpi=72, layout="constrained")
+        FigureCanvasSVG(figure)
+        axes = figure.add_subplot()
+        _draw(axes, lines)
+        _dress(axes, x_label, percent, legend=len(lines) > 1)
+        written = io.StringIO()
+        nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
+        figure.savefig(written, format="svg", metadata=nothing, transparent=True)
+    return _inline(written.getvalue(), f"{title}. {describe(lines, percent)}")
+
+
+def describe(lines: Sequence[Line], percent: bool = False) -> str:
+    """Where each line begins and ends, in words, for those who cannot see it."""
+
+    def words(point: tuple[float, float]) -> str:
+        x, y = point
+        return f"{100 * y:.1f} % at {x:,.0f}" if percent else f"{y:.3g} at {x:,.0f}"
+
+    told = []
+    for line in lines:
+        seen = [(x, y) for x, y in zip(line.x, line.y, strict=True) if math.isfinite(y)]
+        if seen:
+            told.append(f"{line.name}: from {words(seen[0])} to {words(seen[-1])}")
+    return "; ".join(told) + "."
+
+
+def heat_colors(values: np.ndarray) -> np.ndarray:
+    """Values 0..1 of any shape to colours, uint8 [... 3]: matplotlib's viridis.
+
+    Equal steps look equal, in grey and to colour-blind people too.
+    """
+    with _matplotlib() as matplotlib:
+        return matplotlib.colormaps["viridis"](np.clip(values, 0, 1), bytes=True)[..., :3]
+
+
+@contextmanager
+def _matplotlib() -> Iterator[Any]:
+    """Matplotlib as it comes, whatever the user's settings, which are back afterwards.
+
+    On import it makes folders in the home directory and a font list there. We write nothing
+    outside of the run's own folder, so the first import sees a folder that is gone after it.
+    """
+    if "matplotlib" in sys.modules or "MPLCONFIGDIR" in os.environ:
+        import matplotlib
+    else:
+        with tempfile.TemporaryDirectory() as folder:
+            os.environ["MPLCONFIGDIR"] = folder
+            try:
+                import matplotlib
+                import matplotlib.font_manager
+            finally:
+                del os.environ["MPLCONFIGDIR"]
+    with matplotlib.rc_context():
+        matplotlib.rcdefaults()
+        yield matplotlib
+
+
+def _draw(axes: Any, lines: Sequence[Line]) -> None:
+    for line, color, dash in zip(lines, _SERIES, _DASHES, strict=False):
+        x, y = np.asarray(line.x, float), np.asarray(line.y, float)
+        marks = {"marker": "o", "markersize": 3.5} if line.dots else {}
+        # Without an end a name would push the curves out of the picture; $ begins no formula.
+        label = textwrap.shorten(line.name, LONGEST_NAME, placeholder="...").replace("$", r"\$")
+        axes.plot(x, y, color=color, linestyle=dash, linewidth=1.6, label=label, **marks)
+        if line.best and np.isfinite(y).any():
+            at = np.nanargmax(y) if line.best == "highest" else np.nanargmin(y)
+            ring = {"marker": "o", "markersize": 9, "markerfacecolor": "none"}
+            axes.plot(x[at], y[at], color=color, linestyle="", **ring)
+
+
+def _dress(axes: Any, x_label: str, percent: bool, legend: bool) -> None:
+    from matplotlib.ticker import FuncFormatter, MaxNLocator
+
+    axes.spines[["top", "right", "left"]].set_visible(False)
+    axes.spines["bottom"].set_color(_FAINT)
+    axes.grid(axis="y", color=_FAINT, linewidth=0.8)
+    axes.set_axisbelow(True)
+    axes.tick_params(colors=_QUIET, length=0, pad=5)
+    axes.margins(x=0.02, y=0.08)
+    axes.set_xlabel(x_label, color=_QUIET)
+    axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:,.0f}"))
+    axes.yaxis.set_major_locator(MaxNLocator(5))
+    if percent:
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{100 * y:.4g} %"))
+    if legend:
+        axes.legend(
+            loc="lower left",
+            bbox_to_anchor=(0, 1),
+            ncols=4,
+            frameon=False,
+            labelcolor=_QUIET,
+            borderpad=0,
+            handlelength=1.8,
+            columnspacing=1.2,
+        )
+
+
+def _inline(svg: str, label: str) -> str:
+    """Matplotlib's file to an element for a page: themed, scalable, nothing that points outside."""
+    svg = svg[svg.index("<svg") :]
+    svg = re.sub(r"<style.*?</style>|<metadata>.*?</metadata>|<!--.*?-->", "", svg, flags=re.S)
+    svg = re.sub(r' (?:width|height)="[\d.]+pt"| xmlns(?::xlink)?="[^"]*"', "", svg)
+    svg = re.sub(r' transform="rotate\(-0 [^"]*"|<g id="[^"]*"/>', "", svg)
+    svg = re.sub(r'<g id="[^"]*">', "<g>", svg.replace("xlink:href", "href"))
+    svg = svg.replace("'DejaVu Sans'", "var(--font, sans-serif)")
+    svg = re.sub("#0[0-9a-f]{5}", lambda color: _THEME.get(color[0], color[0]), svg)
+    svg = re.sub(r"\s*\n\s*", "\n", svg).strip()
+    return svg.replace("<svg", f'<svg role="img" aria-label="{html.escape(label)}"', 1)

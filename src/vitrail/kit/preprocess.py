@@ -1,0 +1,221 @@
+"""Preprocessing: the one object that says how a picture becomes a tensor.
+
+It is saved with the model and used by training, evaluation, calibration, export and serving, so
+that a picture can never be scaled one way when training and another way when used.
+It has two halves. `geometry` (resize and crop) works on one picture and stays in uint8, because
+moving bytes is four times cheaper than moving floats; `normalize` works on a whole batch.
+"""
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from vitrail.kit.errors import Error, did_you_mean
+
+INTERPOLATIONS = {
+    "nearest": Image.Resampling.NEAREST,
+    "bilinear": Image.Resampling.BILINEAR,
+    "bicubic": Image.Resampling.BICUBIC,
+    "lanczos": Image.Resampling.LANCZOS,
+    "box": Image.Resampling.BOX,
+}
+FITS = ("crop", "squash", "letterbox")
+
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+HALF = (0.5, 0.5, 0.5)  # Google's models: pixels in [-1, 1]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Preprocessing:
+    """How a picture becomes the model's input.
+
+    Args:
+        size: (height, width) of the model's input, in pixels.
+        mean, std: per channel, for pixels scaled to 0..1.
+        crop: share of the resized picture that the central crop keeps, 0 < crop <= 1.
+        interpolation: one of ``nearest bilinear bicubic lanczos box``, always anti-aliased.
+        fit: ``crop`` resizes the shorter side to size/crop and cuts out the centre; ``squash``
+            resizes both sides to size/crop whatever the aspect ratio, then cuts out the centre
+            (with crop 1 that is the ViT repository's plain resize, vit_jax/input_pipeline.py);
+            ``letterbox`` keeps the whole picture and pads with the mean colour.
+    """
+
+    size: tuple[int, int]
+    mean: tuple[float, ...] = HALF
+    std: tuple[float, ...] = HALF
+    crop: float = 1.0
+    interpolation: str = "bicubic"
+    fit: str = "crop"
+
+    def __post_init__(self):
+        if isinstance(self.size, int):
+            object.__setattr__(self, "size", (self.size, self.size))
+        for name in ("size", "mean", "std"):
+            object.__setattr__(self, name, _numbers(name, getattr(self, name)))
+        if len(self.size) != 2 or any(side < 1 or side != int(side) for side in self.size):
+            raise Error(f"size is (height, width) in whole pixels, not {self.size}")
+        if not self.mean or len(self.mean) != len(self.std):
+            raise Error(f"{len(self.mean)} means and {len(self.std)} deviations do not go together")
+        if min(self.std) <= 0:
+            raise Error(f"the deviations std must be above 0, not {self.std}")
+        if self.interpolation not in INTERPOLATIONS:
+            near = did_you_mean(self.interpolation, INTERPOLATIONS)
+            raise Error(f"unknown interpolation {self.interpolation!r}{near}")
+        if self.fit not in FITS:
+            raise Error(f"unknown fit {self.fit!r}: it is one of {', '.join(FITS)}")
+        if not isinstance(self.crop, (int, float)) or not 0 < self.crop <= 1:
+            raise Error(f"crop is a share between 0 and 1, not {self.crop}")
+
+    def __call__(self, image: Image.Image | np.ndarray) -> torch.Tensor:
+        """One picture, as for `geometry`, to float32 [c h w], resized and normalised."""
+        # Copied, because torch warns of arrays that it may not write to.
+        return self.normalize(torch.tensor(self.geometry(image))[None])[0]
+
+    def geometry(self, image: Image.Image | np.ndarray) -> np.ndarray:
+        """Resize and crop one picture to uint8 [*size 3].
+
+        Args:
+            image: a PIL picture of any mode, or uint8 [h w 3]; grey ([h w] or [h w 1]) and RGBA
+                ([h w 4], its transparency ignored) become RGB.
+
+        Returns:
+            The picture; an array that already has the size may come back as it is.
+
+        Raises:
+            Error: an array of another type or shape, or an empty one.
+        """
+        if isinstance(image, np.ndarray):
+            image = _squeezed(image)
+            if image.shape == (*self.size, 3) and self.crop == 1:
+                return np.ascontiguousarray(image)
+            image = Image.fromarray(image)
+        if image.mode != "RGB":
+            image = image.convert("RGB")
+        return _FIT[self.fit](self, image)
+
+    def normalize(self, images: torch.Tensor) -> torch.Tensor:
+        """A batch of uint8 [b h w c] to float32 [b c h w] with this mean and std."""
+        scale = torch.tensor([1 / (255 * s) for s in self.std], device=images.device)
+        shift = torch.tensor(
+            [-m / s for m, s in zip(self.mean, self.std, strict=True)], device=images.device
+        )
+        floats = images.permute(0, 3, 1, 2).to(torch.float32, memory_format=torch.contiguous_format)
+        return floats.mul_(scale[:, None, None]).add_(shift[:, None, None])
+
+    def replace(self, **changes: Any) -> "Preprocessing":
+        """A copy with these fields changed."""
+        return dataclasses.replace(self, **changes)
+
+    def to_json(self) -> dict[str, Any]:
+        """The fields as plain JSON values."""
+        return {
+            name: list(value) if isinstance(value, tuple) else value
+            for name, value in dataclasses.asdict(self).items()
+        }
+
+    @classmethod
+    def from_json(cls, fields: Mapping[str, Any]) -> "Preprocessing":
+        """The inverse of `to_json`.
+
+        Raises:
+            Error: a field that does not exist, or a value out of range.
+        """
+        known = {field.name for field in dataclasses.fields(cls)}
+        unknown = sorted(set(fields) - known)
+        if unknown:
+            raise Error(f"unknown preprocessing fields: {', '.join(unknown)}")
+        if "size" not in fields:
+            raise Error("the preprocessing does not say its size")
+        return cls(**fields)
+
+
+def _numbers(name: str, values: Any) -> tuple[Any, ...]:
+    if not isinstance(values, (tuple, list)) or not all(
+        isinstance(value, (int, float)) and math.isfinite(value) for value in values
+    ):
+        raise Error(f"{name} must be a list of numbers, not {values!r}")
+    return tuple(values)
+
+
+def _squeezed(image: np.ndarray) -> np.ndarray:
+    """A uint8 array as [h w], [h w 3] or [h w 4]."""
+    shape = image.shape
+    colours = shape[2] if image.ndim == 3 else 1
+    if image.dtype != np.uint8 or image.ndim not in (2, 3) or colours not in (1, 3, 4):
+        raise Error(
+            f"a picture is a uint8 array [height width 3], not {image.dtype} {list(shape)}; "
+            "scale floats to 0..255 and put the channels last"
+        )
+    if 0 in shape:
+        raise Error(f"a picture of {list(shape)} has no pixels")
+    return image[:, :, 0] if shape[2:] == (1,) else image
+
+
+def _centre(image: Image.Image, size: tuple[int, int]) -> np.ndarray:
+    height, width = size
+    top = round((image.height - height) / 2)
+    left = round((image.width - width) / 2)
+    return np.array(image.crop((left, top, left + width, top + height)))
+
+
+def _crop(self: Preprocessing, image: Image.Image) -> np.ndarray:
+    # The shorter side becomes floor(size / crop) and the longer one is cut down to a whole number
+    # of pixels, as torchvision and timm do. A size that is not square scales by the side that
+    # needs the most.
+    goal_h, goal_w = (math.floor(side / self.crop) for side in self.size)
+    image = _without_far_ends(image, goal_h, goal_w)
+    if goal_h / image.height >= goal_w / image.width:
+        shape = (max(goal_w, int(goal_h * image.width / image.height)), goal_h)
+    else:
+        shape = (goal_w, max(goal_h, int(goal_w * image.height / image.width)))
+    return _centre(_resized(self, image, shape), self.size)
+
+
+def _without_far_ends(image: Image.Image, goal_h: int, goal_w: int) -> Image.Image:
+    """Cut an extreme strip down to its middle, for the rest would be resized to be thrown away.
+
+    A picture of 1x50,000 pixels would otherwise become 248x12,400,000 first. The centre stays
+    where it is, and pictures of usual shapes are left alone.
+    """
+    longest = 8  # times the shape that is asked for
+    width, height = image.size
+    most_w = max(1, math.ceil(longest * height * goal_w / goal_h))
+    most_h = max(1, math.ceil(longest * width * goal_h / goal_w))
+    if width <= most_w + 1 and height <= most_h + 1:
+        return image
+    cut_w = (width - most_w) // 2 if width > most_w else 0
+    cut_h = (height - most_h) // 2 if height > most_h else 0
+    return image.crop((cut_w, cut_h, width - cut_w, height - cut_h))
+
+
+def _squash(self: Preprocessing, image: Image.Image) -> np.ndarray:
+    goal_h, goal_w = (math.floor(side / self.crop) for side in self.size)
+    return _centre(_resized(self, image, (goal_w, goal_h)), self.size)
+
+
+def _letterbox(self: Preprocessing, image: Image.Image) -> np.ndarray:
+    height, width = self.size
+    scale = min(height / image.height, width / image.width)
+    inner_h = min(height, max(1, round(image.height * scale)))
+    inner_w = min(width, max(1, round(image.width * scale)))
+    fill = np.array([round(255 * m) for m in self.mean], np.uint8)
+    canvas = np.broadcast_to(fill, (height, width, 3)).copy()
+    top, left = (height - inner_h) // 2, (width - inner_w) // 2
+    inner = np.array(_resized(self, image, (inner_w, inner_h)))
+    canvas[top : top + inner_h, left : left + inner_w] = inner
+    return canvas
+
+
+def _resized(self: Preprocessing, image: Image.Image, shape: tuple[int, int]) -> Image.Image:
+    if image.size == shape:
+        return image
+    return image.resize(shape, INTERPOLATIONS[self.interpolation])
+
+
+_FIT = {"crop": _crop, "squash": _squash, "letterbox": _letterbox}

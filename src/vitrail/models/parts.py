@@ -1,0 +1,226 @@
+"""The parts of a Transformer, from the smallest up: activations, drop path, attention, block.
+
+What is special here: attention has one branch (fused without a tape, an explicit softmax when a
+tape wants the map), and the random draws of drop path can be handed in, so that a training step
+can be repeated bit for bit. Attribute names are timm's, because they are the state-dict names.
+"""
+
+import math
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from vitrail.models.tape import Tape, inside, record
+
+
+class QuickGELU(nn.Module):
+    """x * sigmoid(1.702 x): CLIP's and CvT's activation."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Any shape to the same shape."""
+        return x * torch.sigmoid(1.702 * x)
+
+
+# JAX's nn.gelu is the tanh form; torch ports use the exact one. They differ by up to 4.7e-4.
+ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
+    "gelu": nn.GELU,
+    "gelu_tanh": lambda: nn.GELU(approximate="tanh"),
+    "quick_gelu": QuickGELU,
+    "relu": nn.ReLU,
+    "silu": nn.SiLU,
+}
+
+
+class DropPath(nn.Module):
+    """Stochastic depth: a sample's residual branch is dropped with probability ``rate``.
+
+    While training, ``draws`` (float [b] in 0..1, set by `set_drop_path_draws`) decides which
+    samples are dropped; where it is None, fresh random numbers do.
+    """
+
+    def __init__(self, rate: float):
+        super().__init__()
+        self.rate = rate
+        self.draws: Tensor | None = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[b ...] to the same shape; kept samples are divided by the probability of keeping."""
+        if not self.training or self.rate == 0:
+            return x
+        draws = torch.rand(x.shape[0], device=x.device) if self.draws is None else self.draws
+        kept = (draws >= self.rate).to(x.dtype) / (1 - self.rate)
+        return x * kept.view(-1, *[1] * (x.ndim - 1))
+
+    def extra_repr(self) -> str:
+        """The rate, for printing."""
+        return f"rate={self.rate}"
+
+
+def drop_paths(model: nn.Module) -> list[DropPath]:
+    """The drop paths of a model that can drop anything, in order."""
+    return [part for part in model.modules() if isinstance(part, DropPath) and part.rate > 0]
+
+
+def set_drop_path_draws(model: nn.Module, draws: Tensor | None) -> None:
+    """Hand the next forward pass its draws, float [b sites], one column a drop path in order."""
+    for site, part in enumerate(drop_paths(model)):
+        part.draws = None if draws is None else draws[:, site]
+
+
+class LayerScale(nn.Module):
+    """A learned factor for each channel of a residual branch (CaiT, DeiT-III, DINOv2)."""
+
+    def __init__(self, width: int, value: float):
+        super().__init__()
+        self.value = value
+        self.gamma = nn.Parameter(torch.full((width,), value))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[... d] to the same shape."""
+        return x * self.gamma
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention with q, k and v in one matrix, in that order.
+
+    Args:
+        width: d.
+        heads: h; must divide the width.
+        qkv_bias: whether the q, k and v projections have biases.
+        scale: the factor on the query-key products: ``head`` is (d/h)**-0.5, ``width`` is d**-0.5.
+        dropout: after the output projection. The attention weights have none, as in every
+            published configuration (vit_jax/configs/models.py).
+    """
+
+    def __init__(self, width: int, heads: int, qkv_bias: bool, scale: str, dropout: float):
+        super().__init__()
+        self.heads = heads
+        self.scale = (width // heads if scale == "head" else width) ** -0.5
+        self.qkv = nn.Linear(width, 3 * width, bias=qkv_bias)
+        self.proj = nn.Linear(width, width)
+        self.proj_drop = nn.Dropout(dropout)
+
+    def forward(self, x: Tensor, tape: Tape | None = None) -> Tensor:
+        """[b n d] to [b n d]; records ``attention`` [b h n n]."""
+        b, n, d = x.shape
+        qkv = self.qkv(x).reshape(b, n, 3, self.heads, d // self.heads).permute(2, 0, 3, 1, 4)
+        query, key, value = qkv.unbind(0)
+        mixed = attend(query, key, value, self.scale, tape)
+        return self.proj_drop(self.proj(mixed.transpose(1, 2).reshape(b, n, d)))
+
+
+def attend(query: Tensor, key: Tensor, value: Tensor, scale: float, tape: Tape | None) -> Tensor:
+    """Scaled dot-product attention over [b h n e]; explicit when the tape wants ``attention``."""
+    if tape is None or not tape.wants("attention"):
+        return F.scaled_dot_product_attention(query, key, value, scale=scale)
+    weights = (query * scale @ key.transpose(-2, -1)).softmax(dim=-1)
+    return record(tape, "attention", weights) @ value
+
+
+class Mlp(nn.Module):
+    """Linear, activation, linear, with dropout after each linear layer."""
+
+    def __init__(self, width: int, hidden: int, activation: str, dropout: float):
+        super().__init__()
+        self.fc1 = nn.Linear(width, hidden)
+        self.act = ACTIVATIONS[activation]()
+        self.drop1 = nn.Dropout(dropout)
+        self.fc2 = nn.Linear(hidden, width)
+        self.drop2 = nn.Dropout(dropout)
+
+    def forward(self, x: Tensor, tape: Tape | None = None) -> Tensor:
+        """[b n d] to [b n d]; records ``hidden`` [b n m]."""
+        hidden = record(tape, "hidden", self.act(self.fc1(x)))
+        return self.drop2(self.fc2(self.drop1(hidden)))
+
+
+class Block(nn.Module):
+    """A pre-norm Transformer block (ViT paper, equations 2 and 3).
+
+    Args:
+        width, heads, hidden: d, h and the MLP's inner width.
+        drop_path: this block's rate of stochastic depth.
+        layer_scale: the initial value, or None for a block without LayerScale.
+        norm_eps: of both LayerNorms.
+        The rest: as for `Attention` and `Mlp`.
+    """
+
+    def __init__(
+        self,
+        width: int,
+        heads: int,
+        hidden: int,
+        *,
+        qkv_bias: bool = True,
+        attention_scale: str = "head",
+        activation: str = "gelu",
+        norm_eps: float = 1e-6,
+        dropout: float = 0.0,
+        drop_path: float = 0.0,
+        layer_scale: float | None = None,
+    ):
+        super().__init__()
+
+        def scaled() -> nn.Module:
+            return nn.Identity() if layer_scale is None else LayerScale(width, layer_scale)
+
+        self.norm1 = nn.LayerNorm(width, eps=norm_eps)
+        self.attn = Attention(width, heads, qkv_bias, attention_scale, dropout)
+        self.ls1 = scaled()
+        self.drop_path1 = DropPath(drop_path)
+        self.norm2 = nn.LayerNorm(width, eps=norm_eps)
+        self.mlp = Mlp(width, hidden, activation, dropout)
+        self.ls2 = scaled()
+        self.drop_path2 = DropPath(drop_path)
+
+    def forward(self, x: Tensor, tape: Tape | None = None) -> Tensor:
+        """[b n d] to [b n d]; records ``attention``, ``mlp.hidden`` and ``out``."""
+        x = x + self.drop_path1(self.ls1(self.attn(self.norm1(x), tape)))
+        x = x + self.drop_path2(self.ls2(self.mlp(self.norm2(x), inside(tape, "mlp"))))
+        return record(tape, "out", x)
+
+
+class AttentionPool(nn.Module):
+    """Attention pooling: one learned query looks at the patches (big_vision models/vit.py MAPHead).
+
+    State-dict names are timm's ``attn_pool.{latent,q,kv,proj,norm,mlp}``.
+    """
+
+    def __init__(self, width: int, heads: int, hidden: int, activation: str, norm_eps: float):
+        super().__init__()
+        self.heads = heads
+        self.scale = (width // heads) ** -0.5
+        self.latent = nn.Parameter(torch.zeros(1, 1, width))
+        self.q = nn.Linear(width, width)
+        self.kv = nn.Linear(width, 2 * width)
+        self.proj = nn.Linear(width, width)
+        self.norm = nn.LayerNorm(width, eps=norm_eps)
+        self.mlp = Mlp(width, hidden, activation, 0.0)
+
+    def forward(self, x: Tensor, tape: Tape | None = None) -> Tensor:
+        """[b n d] to [b d]; records ``attention`` [b h 1 n]."""
+        b, n, d = x.shape
+        split = (self.heads, d // self.heads)
+        query = self.q(self.latent).expand(b, -1, -1).reshape(b, 1, *split).transpose(1, 2)
+        key, value = self.kv(x).reshape(b, n, 2, *split).permute(2, 0, 3, 1, 4).unbind(0)
+        mixed = attend(query, key, value, self.scale, tape)
+        pooled = self.proj(mixed.transpose(1, 2).reshape(b, 1, d))
+        return (pooled + self.mlp(self.norm(pooled)))[:, 0]
+
+
+def lecun_normal_(weight: Tensor, fan_in: int) -> None:
+    """Flax's default kernel: a normal cut at two deviations, corrected so that its deviation is
+    fan_in**-0.5 (torch's trunc_normal_ makes no such correction)."""
+    deviation = fan_in**-0.5 / 0.87962566103423978
+    nn.init.trunc_normal_(weight, std=deviation, a=-2 * deviation, b=2 * deviation)
+
+
+def xavier_qkv_(weight: Tensor) -> None:
+    """Xavier uniform on each of the d-by-d matrices stacked in [3d d] (or [2d d]) by itself.
+
+    On the stacked matrix as a whole it would come out smaller by the root of two.
+    """
+    bound = math.sqrt(6 / (2 * weight.shape[1]))
+    nn.init.uniform_(weight, -bound, bound)

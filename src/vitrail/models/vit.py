@@ -1,0 +1,347 @@
+"""The Vision Transformer (Dosovitskiy et al., "An Image is Worth 16x16 Words", 2021).
+
+One class is every plain ViT by configuration: the paper's (class token, learned positions), the
+"better plain" one (mean pooling, fixed sin-cos positions), big_vision's (attention pooling), and
+those with registers or LayerScale. Weights are named as in timm, numerics default to timm's
+(exact GELU, eps 1e-6), initialisation is Google's (vit_jax/models_vit.py): the paper's own, and
+not the same as torch's defaults.
+Any picture size and aspect ratio that the patch divides works at run time: a learned position
+table is resized on the way, a fixed one is computed again.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from einops import rearrange
+from torch import Tensor, nn
+
+from vitrail.kit.errors import Error, did_you_mean
+from vitrail.kit.grid import RESIZES, check_divides, resize_table, sincos2d, sincos2d_mae
+from vitrail.models.base import (
+    FeatureMaps,
+    ImageClassifier,
+    Size,
+    height_width,
+    square_or_pair,
+)
+from vitrail.models.parts import (
+    ACTIVATIONS,
+    Attention,
+    AttentionPool,
+    Block,
+    LayerScale,
+    Mlp,
+    lecun_normal_,
+    xavier_qkv_,
+)
+from vitrail.models.tape import Tape, inside, record
+
+FIXED_TABLES = {"sincos2d": sincos2d, "sincos2d_mae": sincos2d_mae}
+CHOICES = {
+    "pool": ("token", "mean", "map", "none"),
+    "position": ("learned", *FIXED_TABLES, "none"),
+    "position_resize": tuple(RESIZES),
+    "activation": tuple(ACTIVATIONS),
+    "attention_scale": ("head", "width"),
+    "drop_path_rule": ("linear", "constant"),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class ViTConfig:
+    """A plain ViT, whole: with the weights it is the model.
+
+    Args:
+        patch_size, depth, width, heads, mlp_width: P, L, D, H and M of the paper's Table 1.
+        num_classes: k; 0 for no head.
+        image_size: pixels, or (height, width); the patch must divide it.
+        pool: ``token`` reads the class token, ``mean`` averages the patches, ``map`` is attention
+            pooling over the patches, ``none`` gives every token to the head (logits [b n k]).
+        class_token: whether there is one; None means where the pooling reads it.
+        registers: extra tokens between the class token and the patches (DINOv2).
+        position: ``learned``, ``sincos2d`` (big_vision), ``sincos2d_mae`` or ``none``.
+        position_on_prefix: whether class token and registers have rows in the table (the paper),
+            or join the sequence after positions are added (big_vision, DeiT-III).
+        position_resize: how the table is fitted to another grid, one of `kit.grid.RESIZES`.
+        norm_after_pool: the final LayerNorm stands after mean pooling (timm's ``fc_norm``, MAE
+            fine-tuning) instead of before it.
+        layer_scale: LayerScale's initial value; None for none.
+        pre_logits: a tanh layer before the head, as the original ImageNet-21k files have.
+        dropout: after the positions, the attention's projection and both layers of the MLP.
+        drop_path: stochastic depth, the last block's rate; ``drop_path_rule`` says whether it
+            grows from 0 along the depth (``linear``) or is the same everywhere (``constant``).
+        activation, norm_eps, attention_scale: the numerics, which differ between publishers.
+    """
+
+    patch_size: int = 16
+    depth: int = 12
+    width: int = 768
+    heads: int = 12
+    mlp_width: int = 3072
+    num_classes: int = 1000
+    image_size: Size = 224
+    in_channels: int = 3
+    pool: str = "token"
+    class_token: bool | None = None
+    registers: int = 0
+    position: str = "learned"
+    position_on_prefix: bool = True
+    position_resize: str = "bicubic_antialias"
+    norm_after_pool: bool = False
+    qkv_bias: bool = True
+    layer_scale: float | None = None
+    pre_logits: bool = False
+    dropout: float = 0.0
+    drop_path: float = 0.0
+    drop_path_rule: str = "linear"
+    activation: str = "gelu"
+    norm_eps: float = 1e-6
+    attention_scale: str = "head"
+
+    def __post_init__(self):
+        object.__setattr__(self, "image_size", square_or_pair(self.image_size))
+        for name, allowed in CHOICES.items():
+            value = getattr(self, name)
+            if value not in allowed:
+                near = did_you_mean(str(value), allowed) or f"; it is one of {', '.join(allowed)}"
+                raise Error(f"{name} cannot be {value!r}{near}")
+        for name in ("patch_size", "depth", "width", "heads", "mlp_width", "in_channels"):
+            if getattr(self, name) < 1:
+                raise Error(f"{name} must be at least 1, not {getattr(self, name)}")
+        for name in ("dropout", "drop_path"):
+            if not 0 <= getattr(self, name) < 1:
+                raise Error(f"{name} is a share from 0 up to 1, not {getattr(self, name)}")
+        if self.width % self.heads:
+            raise Error(f"{self.heads} heads do not divide a width of {self.width}")
+        if self.num_classes < 0 or self.registers < 0:
+            raise Error("num_classes and registers cannot be negative")
+        if self.pool == "token" and self.class_token is False:
+            raise Error("pool 'token' reads the class token: do not set class_token to False")
+        check_divides(height_width(self.image_size), self.patch_size)
+
+    @property
+    def has_class_token(self) -> bool:
+        """Whether the sequence begins with a class token."""
+        return self.pool == "token" if self.class_token is None else self.class_token
+
+    @property
+    def prefix(self) -> int:
+        """How many tokens stand before the patches."""
+        return int(self.has_class_token) + self.registers
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """(rows, columns) of patches at ``image_size``."""
+        height, width = height_width(self.image_size)
+        return height // self.patch_size, width // self.patch_size
+
+
+class PatchEmbed(nn.Module):
+    """Linear projection of patches, as a convolution whose stride is its kernel."""
+
+    def __init__(self, patch_size: int, in_channels: int, width: int):
+        super().__init__()
+        self.proj = nn.Conv2d(in_channels, width, patch_size, patch_size)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """[b c h w] to [b d rows columns]."""
+        return self.proj(images)
+
+
+class VisionTransformer(ImageClassifier):
+    """A plain ViT. See `ViTConfig` for the choices and the module's head for the conventions.
+
+    Records, per forward: ``patches`` [b n d] (before positions), ``embedded`` [b prefix+n d],
+    ``blocks.{i}.attention`` [b h t t], ``blocks.{i}.mlp.hidden``, ``blocks.{i}.out`` [b t d],
+    ``normed``, ``pool.attention`` (attention pooling), ``pooled`` [b d], ``logits`` [b k].
+    """
+
+    config: ViTConfig
+
+    def __init__(self, config: ViTConfig):
+        super().__init__(config)
+        c = config
+        self.patch_embed = PatchEmbed(c.patch_size, c.in_channels, c.width)
+        if c.has_class_token:
+            self.cls_token = nn.Parameter(torch.zeros(1, 1, c.width))
+        if c.registers:
+            self.reg_token = nn.Parameter(torch.zeros(1, c.registers, c.width))
+        if c.position != "none":
+            rows = (c.prefix if c.position_on_prefix else 0) + c.grid[0] * c.grid[1]
+            table = torch.zeros(1, rows, c.width)
+            if c.position == "learned":
+                self.pos_embed = nn.Parameter(table)
+            else:
+                self.register_buffer("pos_embed", table)
+        self.pos_drop = nn.Dropout(c.dropout)
+        steps = max(1, c.depth - 1)
+        rates = [
+            c.drop_path * (i / steps if c.drop_path_rule == "linear" else 1) for i in range(c.depth)
+        ]
+        self.blocks = nn.ModuleList(
+            Block(
+                c.width,
+                c.heads,
+                c.mlp_width,
+                qkv_bias=c.qkv_bias,
+                attention_scale=c.attention_scale,
+                activation=c.activation,
+                norm_eps=c.norm_eps,
+                dropout=c.dropout,
+                drop_path=rate,
+                layer_scale=c.layer_scale,
+            )
+            for rate in rates
+        )
+        before, after = nn.Identity(), nn.LayerNorm(c.width, eps=c.norm_eps)
+        if not c.norm_after_pool:
+            before, after = after, before
+        self.norm, self.fc_norm = before, after
+        if c.pool == "map":
+            self.attn_pool = AttentionPool(c.width, c.heads, c.mlp_width, c.activation, c.norm_eps)
+        self.pre_logits = nn.Sequential()
+        if c.pre_logits:
+            self.pre_logits.add_module("fc", nn.Linear(c.width, c.width))
+            self.pre_logits.add_module("act", nn.Tanh())
+        self.head = nn.Linear(c.width, c.num_classes) if c.num_classes else nn.Identity()
+        self.layers = c.depth + 1
+        self.reset_parameters()
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        """Initialise as Google's code does (vit_jax/models_vit.py; big_vision models/vit.py)."""
+        c = self.config
+        projection = self.patch_embed.proj
+        lecun_normal_(projection.weight, c.in_channels * c.patch_size**2)
+        if projection.bias is not None:  # it always is there, but Conv2d does not promise it
+            nn.init.zeros_(projection.bias)
+        for name, parameter in self.named_parameters(recurse=False):
+            if name == "cls_token":
+                nn.init.zeros_(parameter)
+            else:  # positions and registers
+                nn.init.normal_(parameter, std=0.02)
+        if c.position in FIXED_TABLES:
+            self.pos_embed.copy_(self._fixed_table(c.grid))
+        for part in self.modules():
+            if isinstance(part, nn.LayerNorm):
+                part.reset_parameters()
+            elif isinstance(part, LayerScale):
+                nn.init.constant_(part.gamma, part.value)
+            elif isinstance(part, Attention):
+                xavier_qkv_(part.qkv.weight)
+                nn.init.xavier_uniform_(part.proj.weight)
+                nn.init.zeros_(part.proj.bias)
+                if part.qkv.bias is not None:
+                    nn.init.zeros_(part.qkv.bias)
+            elif isinstance(part, Mlp):
+                for linear in (part.fc1, part.fc2):
+                    nn.init.xavier_uniform_(linear.weight)
+                    nn.init.normal_(linear.bias, std=1e-6)
+            elif isinstance(part, AttentionPool):
+                nn.init.xavier_uniform_(part.latent[0])
+                nn.init.xavier_uniform_(part.q.weight)
+                nn.init.xavier_uniform_(part.proj.weight)
+                xavier_qkv_(part.kv.weight)
+                for linear in (part.q, part.kv, part.proj):
+                    nn.init.zeros_(linear.bias)
+        for part in self.pre_logits:
+            if isinstance(part, nn.Linear):
+                lecun_normal_(part.weight, c.width)
+                nn.init.zeros_(part.bias)
+        if isinstance(self.head, nn.Linear):
+            nn.init.zeros_(self.head.weight)
+            nn.init.zeros_(self.head.bias)
+
+    def features(self, images: Tensor, tape: Tape | None = None) -> Tensor:
+        """Images float [b c h w] to [b d] (pool ``none``: [b n d]), what the head sees."""
+        pooled = self.pool(self.encode(images, tape), tape)
+        return self.pre_logits(record(tape, "pooled", pooled))
+
+    def encode(self, images: Tensor, tape: Tape | None = None) -> Tensor:
+        """Images float [b c h w] to the last block's tokens [b prefix+n d], normed if it is."""
+        x = self.embed(images, tape)
+        for i, block in enumerate(self.blocks):
+            x = block(x, inside(tape, f"blocks.{i}"))
+        return record(tape, "normed", self.norm(x))
+
+    def embed(self, images: Tensor, tape: Tape | None = None) -> Tensor:
+        """Images float [b c h w] to tokens [b prefix+n d] with their positions."""
+        c = self.config
+        check_divides((images.shape[-2], images.shape[-1]), c.patch_size)
+        picture = self.patch_embed(images)
+        grid = (picture.shape[-2], picture.shape[-1])
+        x = record(tape, "patches", rearrange(picture, "b d h w -> b (h w) d"))
+        names = ["cls_token"] * c.has_class_token + ["reg_token"] * (c.registers > 0)
+        prefix = [getattr(self, name).expand(x.shape[0], -1, -1) for name in names]
+        if c.position == "none":
+            x = torch.cat([*prefix, x], dim=1) if prefix else x
+        elif c.position_on_prefix:
+            x = torch.cat([*prefix, x], dim=1) if prefix else x
+            x = x + self.positions(grid)
+        else:
+            x = x + self.positions(grid)
+            x = torch.cat([*prefix, x], dim=1) if prefix else x
+        return record(tape, "embedded", self.pos_drop(x))
+
+    def positions(self, grid: tuple[int, int]) -> Tensor:
+        """The position table for a grid of patches, [1 rows d]."""
+        c = self.config
+        if grid == c.grid:
+            return self.pos_embed
+        if c.position in FIXED_TABLES:
+            return self._fixed_table(grid).to(self.pos_embed)
+        prefix = c.prefix if c.position_on_prefix else 0
+        return resize_table(self.pos_embed, c.grid, grid, c.position_resize, prefix)
+
+    def pool(self, x: Tensor, tape: Tape | None = None) -> Tensor:
+        """Encoded tokens [b prefix+n d] to [b d] ([b n d] for pool ``none``)."""
+        c = self.config
+        if c.pool == "token":
+            pooled = x[:, 0]
+        elif c.pool == "mean":
+            pooled = x[:, c.prefix :].mean(dim=1)
+        elif c.pool == "map":
+            pooled = self.attn_pool(x[:, c.prefix :], inside(tape, "pool"))
+        else:
+            pooled = x
+        return self.fc_norm(pooled)
+
+    def feature_maps(self, images: Tensor) -> FeatureMaps:
+        """Images float [b c h w] to one map [b d rows columns], its stride the patch size."""
+        tokens = self.encode(images)[:, self.config.prefix :]
+        rows = images.shape[-2] // self.config.patch_size
+        maps = rearrange(tokens, "b (h w) d -> b d h w", h=rows)
+        return FeatureMaps([maps], [self.config.patch_size])
+
+    def depth_of(self, parameter: str) -> int:
+        """0 for the embeddings, i+1 for block i, depth+1 for the rest (MAE's layer-wise rates)."""
+        if parameter.startswith("blocks."):
+            return int(parameter.split(".")[1]) + 1
+        embeddings = ("patch_embed.", "cls_token", "reg_token", "pos_embed")
+        return 0 if parameter.startswith(embeddings) else self.layers
+
+    def _fixed_table(self, grid: tuple[int, int]) -> Tensor:
+        c = self.config
+        table = FIXED_TABLES[c.position](grid, c.width)
+        if c.position_on_prefix and c.prefix:
+            table = torch.cat([torch.zeros(c.prefix, c.width), table])
+        return table[None]
+
+
+SIZES: dict[str, dict[str, int]] = {
+    # depth, width, heads, MLP width: the ViT paper's Table 1 (B, L, H), DeiT and AugReg (Ti, S),
+    # big_vision models/vit.py (the rest)
+    "mu": {"depth": 1, "width": 32, "heads": 2, "mlp_width": 128},
+    "tiny": {"depth": 12, "width": 192, "heads": 3, "mlp_width": 768},
+    "small": {"depth": 12, "width": 384, "heads": 6, "mlp_width": 1536},
+    "medium": {"depth": 12, "width": 512, "heads": 8, "mlp_width": 2048},
+    "base": {"depth": 12, "width": 768, "heads": 12, "mlp_width": 3072},
+    "large": {"depth": 24, "width": 1024, "heads": 16, "mlp_width": 4096},
+    "so400m": {"depth": 27, "width": 1152, "heads": 16, "mlp_width": 4304},
+    "huge": {"depth": 32, "width": 1280, "heads": 16, "mlp_width": 5120},
+    "giant": {"depth": 40, "width": 1408, "heads": 16, "mlp_width": 6144},
+    "giantopt": {"depth": 40, "width": 1536, "heads": 16, "mlp_width": 6144},
+    "gigantic": {"depth": 48, "width": 1664, "heads": 16, "mlp_width": 8192},
+    "giganticopt": {"depth": 48, "width": 1536, "heads": 16, "mlp_width": 8192},
+    "enormous": {"depth": 56, "width": 1792, "heads": 16, "mlp_width": 15360},
+}

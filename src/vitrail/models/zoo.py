@@ -1,0 +1,190 @@
+"""The zoo: names, and what each stands for.
+
+A plain table from name to configuration; adding a model is one file and its lines here.
+Names are timm's where timm has the model; papers' and hubs' names resolve as aliases; the size at
+the end of a name may be left out or be another one (`vit_base_patch16_320`).
+"""
+
+import fnmatch
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from vitrail.kit.errors import Error, did_you_mean
+from vitrail.kit.preprocess import Preprocessing
+from vitrail.models import vit
+from vitrail.models.base import ImageClassifier, checked_config, height_width
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One name of the zoo.
+
+    Args:
+        family: a key of `FAMILIES`.
+        config: fields of the family's config that differ from its defaults.
+        weights: the families of weight files that this model reads (`LoadReport.family`).
+    """
+
+    family: str
+    config: Mapping[str, Any] = field(default_factory=dict)
+    weights: tuple[str, ...] = ()
+
+
+FAMILIES: dict[str, tuple[type, type[ImageClassifier]]] = {
+    "vit": (vit.ViTConfig, vit.VisionTransformer),
+}
+
+PATCHES = {
+    "tiny": (16,),
+    "small": (32, 16, 8),
+    "medium": (16,),
+    "base": (32, 16, 8),
+    "large": (32, 16, 14),
+    "so400m": (14,),
+    "huge": (14, 16),
+    "giant": (14,),
+    "giantopt": (16,),
+    "gigantic": (14,),
+    "giganticopt": (16,),
+    "enormous": (14,),
+}
+RESOLUTIONS = (224, 384)
+
+
+def _vit(size: str, patch_size: int, image_size: int) -> Entry:
+    config = {**vit.SIZES[size], "patch_size": patch_size, "image_size": image_size}
+    return Entry("vit", config, ("google", "timm"))
+
+
+ENTRIES: dict[str, Entry] = {
+    f"vit_{size}_patch{patch_size}_{image_size}": _vit(size, patch_size, image_size)
+    for size, patches in PATCHES.items()
+    for patch_size in patches
+    for image_size in RESOLUTIONS
+    if image_size % patch_size == 0
+}
+
+_LETTERS = {
+    "Ti": "tiny",
+    "S": "small",
+    "M": "medium",
+    "B": "base",
+    "L": "large",
+    "So400m": "so400m",
+    "H": "huge",
+    "g": "giant",
+    "g-opt": "giantopt",
+    "G": "gigantic",
+    "G-opt": "giganticopt",
+    "e": "enormous",
+}
+ALIASES: dict[str, str] = {
+    written.format(letter, patch_size): f"vit_{size}_patch{patch_size}_224"
+    for letter, size in _LETTERS.items()
+    for patch_size in PATCHES[size]
+    for written in ("{}/{}", "{}_{}", "ViT-{}/{}", "ViT-{}_{}")
+}
+
+
+def list_models(pattern: str = "*") -> list[str]:
+    """The names of the zoo that match a pattern with ``*`` and ``?``, sorted by family and size."""
+    return [name for name in ENTRIES if fnmatch.fnmatchcase(name, pattern)]
+
+
+def resolve(name: str) -> tuple[str, Entry]:
+    """A name, alias or name with another size at its end to its full name and entry.
+
+    Raises:
+        Error: nothing is called that; the nearest names are in the sentence.
+    """
+    hub = re.fullmatch(r"(?:google|facebook)/vit-(\w+)-patch(\d+)-(\d+)(?:-in21k)?", name)
+    if hub:
+        name = f"vit_{hub[1]}_patch{hub[2]}_{hub[3]}"
+    name = ALIASES.get(name, name)
+    if name in ENTRIES:
+        return name, ENTRIES[name]
+    plain = re.fullmatch(r"vit_([a-z0-9]+)_patch(\d+)(?:_(\d+))?", name)
+    if plain and plain[1] in vit.SIZES and int(plain[2]) > 0:
+        patch_size = int(plain[2])
+        image_size = int(plain[3] or round(224 / patch_size) * patch_size or patch_size)
+        return f"vit_{plain[1]}_patch{patch_size}_{image_size}", _vit(
+            plain[1], patch_size, image_size
+        )
+    near = did_you_mean(name, [*ENTRIES, *ALIASES])
+    raise Error(f"unknown model {name!r}{near or '; `vitrail models` lists the names'}")
+
+
+def create_model(
+    name: str,
+    num_classes: int = 1000,
+    image_size: int | tuple[int, int] | None = None,
+    in_channels: int = 3,
+    **config: Any,
+) -> ImageClassifier:
+    """A model of the zoo with fresh weights, in eval mode.
+
+    Args:
+        name: a name of `list_models`, an alias (``B/16``, ``ViT-B_16``,
+            ``google/vit-base-patch16-224``), or a name with another size at its end.
+        num_classes: k; 0 for a model that ends in its features.
+        image_size: pixels, or (height, width); None for the name's own.
+        in_channels: channels of the input.
+        **config: any field of the family's config, ``depth=4`` or ``pool="mean"``.
+
+    Raises:
+        Error: an unknown name or field (with the nearest named), or values that do not go
+            together, such as a size that the patch does not divide.
+    """
+    _, entry = resolve(name)
+    fields = {**entry.config, **config, "num_classes": num_classes, "in_channels": in_channels}
+    if image_size is not None:
+        fields["image_size"] = image_size
+    return from_config(entry.family, fields)
+
+
+def from_config(family: str, fields: Mapping[str, Any]) -> ImageClassifier:
+    """A model with fresh weights from its family and config fields, in eval mode.
+
+    Raises:
+        Error: an unknown family or field, or values that do not go together.
+    """
+    if family not in FAMILIES:
+        raise Error(f"unknown model family {family!r}{did_you_mean(family, FAMILIES)}")
+    config_class, model_class = FAMILIES[family]
+    model = model_class(checked_config(config_class, fields))
+    model.preprocessing = default_preprocessing(height_width(model.config.image_size))
+    return model.eval()
+
+
+def describe(model: ImageClassifier) -> dict[str, Any]:
+    """A model without its weights as plain JSON values: what `from_description` takes."""
+    family = next(name for name, (_, kind) in FAMILIES.items() if type(model) is kind)
+    return {
+        "family": family,
+        "config": json.loads(json.dumps(asdict(model.config))),
+        "preprocessing": model.preprocessing.to_json(),
+        "labels": model.labels,
+    }
+
+
+def from_description(description: Mapping[str, Any]) -> ImageClassifier:
+    """A model with fresh weights from what `describe` said of another, in eval mode.
+
+    Raises:
+        Error: an unknown family or field, or values that do not go together.
+    """
+    model = from_config(description["family"], description["config"])
+    model.preprocessing = Preprocessing.from_json(description["preprocessing"])
+    model.labels = description["labels"]
+    return model
+
+
+def default_preprocessing(size: tuple[int, int]) -> Preprocessing:
+    """Pixels in -1..1 and bicubic, as for Google's models; timm's crop of 0.9 near 224 pixels.
+
+    Small pictures and high resolutions are used whole, as timm does for its 384-pixel files.
+    """
+    return Preprocessing(size=size, crop=0.9 if 128 <= min(size) < 320 else 1.0)

@@ -1,0 +1,297 @@
+"""From words to a run: what `vitrail train` and `vitrail evaluate` do with what they are given.
+
+Opens the data, says what it found and what it will do, picks the recipe, makes or loads the
+model, and hands over to the loop.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from vitrail.data.fingerprint import Fingerprint, fingerprint
+from vitrail.data.scan import readable, scan
+from vitrail.data.sources import Spec, open_splits
+from vitrail.kit.errors import Error, did_you_mean
+from vitrail.models.base import ImageClassifier, Size, height_width
+from vitrail.models.cost import cost
+from vitrail.models.zoo import create_model, from_description, resolve
+from vitrail.recipes import RECIPES
+from vitrail.recipes.situation import Situation
+from vitrail.training.checkpoint import Checkpoints
+from vitrail.training.display import Display
+from vitrail.training.engine import Engine
+from vitrail.training.finish import Run, finish, nothing_left
+from vitrail.training.ledger import Ledger
+from vitrail.training.loop import Data, Options, Session, lengths
+from vitrail.training.loop import run as run_loop
+from vitrail.training.output import Output
+from vitrail.training.recipe import Duration, Model, Recipe, with_settings
+from vitrail.training.state import State
+from vitrail.weights.folder import read_config
+from vitrail.weights.load import load_weights
+
+VAL_FRACTION = 0.1
+DEFAULT_MODEL = "vit_tiny_patch16_224"
+
+
+def train(
+    data: Spec,
+    model: str | None = None,
+    *,
+    out: str | Path,
+    weights: str | Path | None = None,
+    recipe: str | None = None,
+    epochs: float | None = None,
+    steps: int | None = None,
+    batch_size: int | None = None,
+    image_size: Size | None = None,
+    lr: float | None = None,
+    seed: int = 0,
+    workers: int = 0,
+    save_every: int | None = None,
+    val_fraction: float | None = None,
+    device: str | None = None,
+    precision: str = "fp32",
+    compile: bool = False,
+    ema: bool = True,
+    patience: int | None = None,
+    record_keys: bool = False,
+    dry_run: bool = False,
+    overwrite: bool = False,
+    set: Mapping[str, Any] | None = None,
+    quiet: bool = True,
+    command: str = "",
+) -> Run:
+    """Train a model; the same call again continues an interrupted run, or does nothing.
+
+    Args:
+        data: a class folder, a CSV or JSONL with path and label, ``demo:fashion``, a source, or
+            (images, labels) as arrays.
+        model: a name of the zoo; None for the one that ``weights`` holds, else
+            ``vit_tiny_patch16_224``.
+        out: the folder for the model, the records and the report.
+        quiet: say nothing on stderr.
+        command: what the report gives as the way to go on.
+        The rest: as `vitrail train --help` says.
+
+    Raises:
+        Error: anything that the user can mend; nothing was changed.
+        Interrupted: Ctrl-C, after saving (a KeyboardInterrupt).
+    """
+    display, output = Display(quiet), Output(out)
+    engine = Engine(device, precision)
+    held_out = VAL_FRACTION if val_fraction is None else val_fraction
+    opened = _open(data, held_out, seed)
+    chosen = choose_recipe(
+        recipe or ("finetune" if weights else "scratch"),
+        Situation(
+            model=_starting_model(model, weights, image_size),
+            examples=len(opened.parts.train),
+            classes=len(opened.parts.train.classes),
+            duration=_duration(epochs, steps),
+            batch_size=batch_size,
+        ),
+        {
+            "seed": seed,
+            "precision": precision,
+            "compile": compile,
+            **({} if ema else {"ema": None}),
+            **({} if lr is None else {"optim.lr": lr}),
+            **({} if patience is None else {"patience": patience}),
+            **(set or {}),
+        },
+    ).replace(weights=None if weights is None else str(weights))
+    options = Options(save_every=save_every, workers=workers, record_keys=record_keys)
+    built = build(chosen, opened.parts.train.classes)
+    told = [*opened.lines, *_plan(chosen, built, opened, options, engine)]
+    settings = {"recipe": chosen.to_json()}
+    resumed = output.continues(settings, opened.prints, overwrite)
+    if resumed and (end := output.finished()):
+        return nothing_left(output, end, display)
+    if not resumed and weights is not None:
+        told += _load(built, str(weights))
+    for line in told:  # only now: until here a mistake is one sentence and nothing else
+        display.say(line)
+    if dry_run:
+        total = lengths(chosen, len(opened.parts.train), options).total
+        return Run(output.path, total, 0, {}, 0.0, None)
+    if not resumed:
+        output.claim(settings, opened.prints)
+    session = _start(chosen, built, opened.parts, output, options, engine, display)
+    before = session.state.progress.step
+    run_loop(session)
+    ledger = Ledger(
+        device=engine.name,
+        macs_per_image=cost(built).macs,
+        images=session.state.progress.images,
+        seconds=session.seconds(),
+    )
+    facts = {**opened.facts, "val_fraction": held_out, "split_seed": seed}
+    return finish(session, steps_before=before, ledger=ledger, data=facts, command=command)
+
+
+@dataclass(frozen=True)
+class _Opened:
+    """Data ready to train on, and what is known of them."""
+
+    parts: Data
+    prints: Mapping[str, Fingerprint]
+    facts: Mapping[str, Any]
+    lines: list[str]
+
+
+def choose_recipe(name: str, situation: Situation, settings: Mapping[str, Any]) -> Recipe:
+    """A recipe by name for a situation, with single settings changed.
+
+    Raises:
+        Error: an unknown recipe or setting (the nearest is named), or a bad value.
+    """
+    if name not in RECIPES:
+        near = did_you_mean(name, RECIPES) or f"; there are {', '.join(RECIPES)}"
+        raise Error(f"unknown recipe {name!r}{near}")
+    return with_settings(RECIPES[name](situation), settings)
+
+
+def build(recipe: Recipe, classes: tuple[str, ...]) -> ImageClassifier:
+    """A recipe's model for these classes, with fresh weights from the recipe's seed.
+
+    Raises:
+        Error: what `create_model` raises.
+    """
+    torch.manual_seed(recipe.seed)
+    choice = recipe.model
+    model = create_model(
+        choice.name, num_classes=len(classes), image_size=choice.image_size, **choice.config
+    )
+    return model.set_labels(classes)
+
+
+def _open(data: Spec, val_fraction: float, seed: int) -> _Opened:
+    """Open, look into and describe the data."""
+    splits = open_splits(data, val_fraction=val_fraction, seed=seed)
+    if "train" not in splits:
+        raise Error(f"{data}: there is no train split, only {' and '.join(splits)}")
+    found = {name: scan(source) for name, source in splits.items()}
+    prints = {
+        name: fingerprint(splits[name], found[name]) for name in ("train", "val") if name in found
+    }
+    good = {name: readable(source, found[name]) for name, source in splits.items()}
+    lines = []
+    for name, one in found.items():
+        first, *others = one.lines()
+        lines += [f"{name + ':':<6} {first}", *(f"       {line}" for line in others)]
+    if "val" not in splits:
+        lines.append("val:   none, so there will be no best weights, only those of the last step")
+    facts = {
+        "name": str(data) if isinstance(data, str | Path) else "arrays",
+        "splits": {name: len(source) for name, source in good.items()},
+        "classes": len(good["train"].classes),
+        "unreadable": [
+            {"key": key, "reason": reason}
+            for one in found.values()
+            for key, reason in one.unreadable
+        ],
+    }
+    return _Opened(Data(good["train"], good.get("val"), good.get("test")), prints, facts, lines)
+
+
+def _starting_model(name: str | None, weights: str | Path | None, image_size: Size | None) -> Model:
+    """The model that the user means: by name, or the one in the folder that weights come from."""
+    if name is None and weights is not None and Path(weights).is_dir():
+        section = read_config(weights).get("vitrail", {})
+        config = {
+            key: tuple(value) if isinstance(value, list) else value
+            for key, value in section.get("config", {}).items()
+            if key not in ("num_classes", "in_channels")
+        }
+        size = config.pop("image_size", None)
+        return Model(
+            name=section.get("name") or DEFAULT_MODEL,
+            image_size=image_size if image_size is not None else size,
+            config=config,
+        )
+    full, entry = resolve(name or DEFAULT_MODEL)
+    size = entry.config["image_size"] if image_size is None else image_size
+    return Model(name=full, image_size=size)
+
+
+def _duration(epochs: float | None, steps: int | None) -> Duration | None:
+    if steps is not None:
+        return Duration(steps, "steps")
+    return None if epochs is None else Duration(epochs, "epochs")
+
+
+def _plan(
+    recipe: Recipe, model: ImageClassifier, opened: _Opened, options: Options, engine: Engine
+) -> list[str]:
+    """What will be done, in lines."""
+    examples = len(opened.parts.train)
+    steps = lengths(recipe, examples, options).total
+    size = "x".join(str(side) for side in height_width(model.image_size))
+    figures = cost(model)
+    return [
+        f"model: {recipe.model.name} at {size}, {figures.parameters:,} parameters, "
+        f"{figures.macs / 1e9:.3g} GMACs an image",
+        f"plan:  recipe {recipe.name}, {steps:,} steps of {recipe.batch_size} images "
+        f"({steps * recipe.batch_size / examples:.3g} epochs), {recipe.optim.name} at "
+        f"{recipe.optim.lr:.3g}, {recipe.precision} on {engine.name}",
+    ]
+
+
+def _start(
+    recipe: Recipe,
+    model: ImageClassifier,
+    data: Data,
+    output: Output,
+    options: Options,
+    engine: Engine,
+    display: Display,
+) -> Session:
+    """The session at its first step, or where its newest checkpoint stands."""
+    checkpoint, damaged = Checkpoints(output.path).newest()
+    for sentence in damaged:
+        display.say(f"{sentence}; going back to the one before")
+    if checkpoint is not None:
+        model = from_description(checkpoint.state["model"])
+    state = State(recipe, model, engine)
+    if checkpoint is not None:
+        state.restore(checkpoint)
+        display.say(f"going on after step {checkpoint.step:,}")
+    step = state.progress.step
+    output.rewind(step)
+    session = Session(state, data, output, options, display)
+    output.metrics.write(
+        "start",
+        step=step,
+        steps=session.lengths.total,
+        device=engine.name,
+        threads=torch.get_num_threads(),
+        torch=torch.__version__,
+    )
+    return session
+
+
+def _load(model: ImageClassifier, weights: str) -> list[str]:
+    """Load starting weights, and what to say of it.
+
+    The head is kept only where the weights name these very classes in this order.
+
+    Raises:
+        Error: the weights do not fit.
+    """
+    known = _labels_in(weights)
+    if known is not None and known == model.labels:
+        return str(load_weights(model, weights)).splitlines()
+    report = load_weights(model, weights, fresh=("head",))
+    why = "the file does not name its classes" if known is None else "its classes are others"
+    return [
+        *str(report).splitlines(),
+        f"  a fresh zero head for {model.num_classes} classes, because {why}",
+    ]
+
+
+def _labels_in(weights: str) -> list[str] | None:
+    return read_config(weights).get("vitrail", {}).get("labels") if Path(weights).is_dir() else None

@@ -1,0 +1,138 @@
+"""The classifier: a model folder behind one call, with the preprocessing it was trained with."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+from vitrail.data.decode import decode
+from vitrail.kit.errors import Error
+from vitrail.kit.preprocess import Preprocessing
+from vitrail.models.base import Size
+from vitrail.weights.folder import load_model, read_config
+
+Picture = str | Path | bytes | Image.Image | np.ndarray
+
+
+class Classifier:
+    """Labels and probabilities for pictures.
+
+    Args:
+        path: a model folder.
+        threads: for the arithmetic, of the whole process; None leaves torch's own choice.
+        batch_size: pictures at a time; memory is bounded by it.
+        device: ``cpu``, ``cuda`` or None for the best there is.
+        which: ``final`` or ``best`` weights of the folder.
+
+    Raises:
+        Error: no model there, or it is damaged.
+    """
+
+    def __init__(
+        self,
+        path: str | Path,
+        threads: int | None = None,
+        batch_size: int = 32,
+        device: str | None = None,
+        which: str = "final",
+    ):
+        if threads is not None:
+            torch.set_num_threads(threads)
+        self.batch_size = batch_size
+        self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        self.model = load_model(path, which=which).to(self.device)
+        names = self.model.labels
+        self.labels = names or [str(index) for index in range(self.model.num_classes)]
+        self.temperature = _temperature(path, which)
+
+    @property
+    def preprocessing(self) -> Preprocessing:
+        """How pictures are scaled, cropped and normalised here."""
+        return self.model.preprocessing
+
+    @property
+    def image_size(self) -> Size:
+        """The model's input size."""
+        return self.model.image_size
+
+    def __call__(
+        self, images: Picture | Iterable[Picture], top_k: int = 5
+    ) -> list[list[tuple[str, float]]]:
+        """For each picture the ``top_k`` likeliest labels with probabilities, likeliest first.
+
+        Args:
+            images: file names, encoded files as bytes, PIL pictures or uint8 arrays [h w 3]; one
+                alone counts as a list of one.
+            top_k: how many; at most the number of classes.
+
+        Raises:
+            Error: a picture that cannot be read; its name is in the sentence.
+        """
+        if top_k < 1:
+            raise Error(f"top_k must be at least 1, not {top_k}")
+        rows = torch.from_numpy(self.logits(images)) / self.temperature
+        values, places = rows.softmax(dim=-1).topk(min(top_k, len(self.labels)), dim=-1)
+        return [
+            [(self.labels[place], value) for place, value in zip(row, chances, strict=True)]
+            for row, chances in zip(places.tolist(), values.tolist(), strict=True)
+        ]
+
+    def logits(self, images: Picture | Iterable[Picture]) -> np.ndarray:
+        """The logits before temperature, float32 [n k]; pictures as for a call.
+
+        Raises:
+            Error: a picture that cannot be read.
+        """
+        rows = [self._batch(batch) for batch in _batches(_listed(images), self.batch_size)]
+        return np.concatenate(rows) if rows else np.zeros((0, len(self.labels)), np.float32)
+
+    def _batch(self, images: Sequence[Picture]) -> np.ndarray:
+        pixels = np.stack([self.preprocessing.geometry(self._open(image)) for image in images])
+        with torch.inference_mode():
+            batch = torch.from_numpy(pixels).to(self.device)
+            return self.model(self.preprocessing.normalize(batch)).float().cpu().numpy()
+
+    def _open(self, image: Picture) -> Image.Image | np.ndarray:
+        if isinstance(image, bytes):
+            return decode(image)
+        if isinstance(image, str | Path):
+            try:
+                return decode(Path(image).read_bytes())
+            except OSError as error:
+                raise Error(f"{image}: {error.strerror or error}") from None
+            except Error as error:
+                raise Error(f"{image}: {error}") from None
+        if isinstance(image, np.ndarray):
+            if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
+                raise Error(
+                    f"a picture as an array is uint8 [h w 3], not {image.dtype} {list(image.shape)}"
+                )
+            return image
+        return image.convert("RGB")
+
+
+def _temperature(path: str | Path, which: str) -> float:
+    """The calibration that belongs to these weights; 1 where none was fitted."""
+    fitted = read_config(path).get("vitrail", {}).get("temperature") or {}
+    return float(fitted.get(which, 1.0)) if isinstance(fitted, dict) else 1.0
+
+
+def _listed(images: Picture | Iterable[Picture]) -> Iterable[Picture]:
+    if isinstance(images, str | Path | bytes | Image.Image):
+        return [images]
+    if isinstance(images, np.ndarray) and images.ndim == 3:
+        return [images]
+    return images
+
+
+def _batches(images: Iterable[Picture], size: int) -> Iterator[list[Picture]]:
+    batch: list[Picture] = []
+    for image in images:
+        batch.append(image)
+        if len(batch) == size:
+            yield batch
+            batch = []
+    if batch:
+        yield batch

@@ -1,0 +1,1 @@
+"""Training: a recipe, an objective and a source go in; a model folder comes out."""

@@ -1,0 +1,57 @@
+"""An exponential moving average of the weights, with a decay that warms up.
+
+A constant decay of 0.9999 would keep a third of the random start in the average of a run of ten
+thousand steps; here the decay of step t is min(decay, (1 + t) / (10 + t)), so that the average
+always covers about the last tenth of a short run and the average of a long one is the usual one.
+"""
+
+import contextlib
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+
+
+class EMA:
+    """The average of a model's parameters; buffers are taken as they are.
+
+    Args:
+        model: whose parameters to follow.
+        decay: the largest decay.
+    """
+
+    def __init__(self, model: nn.Module, decay: float):
+        self.decay = decay
+        self.average = {name: p.detach().clone() for name, p in model.named_parameters()}
+
+    @torch.no_grad()
+    def update(self, model: nn.Module, step: int) -> None:
+        """Take in the weights after step ``step`` (counted from 0)."""
+        decay = min(self.decay, (1 + step) / (10 + step))
+        parameters = dict(model.named_parameters())
+        torch._foreach_lerp_(
+            list(self.average.values()),
+            [parameters[name].detach() for name in self.average],
+            1 - decay,
+        )
+
+    @contextlib.contextmanager
+    def applied(self, model: nn.Module) -> Iterator[None]:
+        """Within this block the model has the averaged weights."""
+        own = {name: p.data for name, p in model.named_parameters()}
+        try:
+            for name, parameter in model.named_parameters():
+                parameter.data = self.average[name]
+            yield
+        finally:
+            for name, parameter in model.named_parameters():
+                parameter.data = own[name]
+
+    def state(self) -> dict[str, Tensor]:
+        """The averaged tensors by parameter name."""
+        return self.average
+
+    def load(self, state: dict[str, Tensor]) -> None:
+        """The inverse of `state`."""
+        for name, tensor in self.average.items():
+            tensor.copy_(state[name])

@@ -1,0 +1,190 @@
+"""The end of a run: the model folder that every verb opens, and the page that a person reads."""
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from vitrail import __version__
+from vitrail.data.loader import eval_batches
+from vitrail.evaluation.accuracy import Accuracy
+from vitrail.training.display import Display, duration
+from vitrail.training.ledger import Ledger
+from vitrail.training.loop import Session, measure
+from vitrail.training.output import Output
+from vitrail.training.report import looks, write_report
+from vitrail.weights.folder import save_model
+
+PICTURES = 12  # attention pictures in a report
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a training run left behind.
+
+    Args:
+        folder: the model folder.
+        steps: of the whole run.
+        steps_this_run: taken by this call; 0 when there was nothing left to do.
+        metrics: top-1, top-5 and loss by split, as far as there is one (fractions 0..1).
+        seconds: of the whole run, restarts included.
+        report: the page; None after a dry run.
+    """
+
+    folder: Path
+    steps: int
+    steps_this_run: int
+    metrics: Mapping[str, Mapping[str, float]]
+    seconds: float
+    report: Path | None
+
+    @property
+    def top1(self) -> float | None:
+        """Accuracy on the test set, else on the validation set, else None."""
+        for split in ("test", "val"):
+            if split in self.metrics:
+                return self.metrics[split]["top1"]
+        return None
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        return {
+            "folder": str(self.folder),
+            "steps": self.steps,
+            "steps_this_run": self.steps_this_run,
+            "top1": self.top1,
+            "metrics": {split: dict(figures) for split, figures in self.metrics.items()},
+            "seconds": self.seconds,
+            "report": None if self.report is None else str(self.report),
+        }
+
+    def summary(self) -> str:
+        """A few lines for a person."""
+        lines = [
+            f"{split:<5} top-1 {100 * figures['top1']:.2f} %   loss {figures['loss']:.3f}   "
+            f"on {figures['n']:,} images"
+            for split, figures in self.metrics.items()
+        ]
+        lines.append(f"model  {self.folder}   ({self.steps:,} steps, {duration(self.seconds)})")
+        if self.report is not None:
+            lines.append(f"report {self.report}")
+        return "\n".join(lines)
+
+
+def finish(
+    session: Session,
+    *,
+    steps_before: int,
+    ledger: Ledger,
+    data: Mapping[str, Any],
+    command: str,
+) -> Run:
+    """Measure the final weights, write the model folder and the report, and record the end.
+
+    Args:
+        session: at the end of its steps.
+        steps_before: where this process began.
+        ledger: what the run has cost.
+        data: what it learned from, for the folder and the report.
+        command: to be shown as the way to go on.
+    """
+    state, output, progress = session.state, session.output, session.state.progress
+    model, recipe = state.model, state.recipe
+    if state.ema is not None:
+        model.load_state_dict(state.averaged())
+    model.float().eval()
+    results = {
+        split: measure(model, source, recipe.batch_size, session.options.workers)
+        for split, source in (("test", session.data.test), ("val", session.data.val))
+        if source is not None
+    }
+    metrics = {
+        split: {"top1": r.top1, "top5": r.top5, "loss": r.loss, "n": r.n}
+        for split, r in results.items()
+    }
+    best = output.path / "best.safetensors"
+    if progress.best_step == progress.step:
+        best.unlink(missing_ok=True)  # it is the final one
+    details = {
+        "name": recipe.model.name,
+        "recipe": recipe.to_json(),
+        "data": dict(data),
+        "metrics": metrics,
+        "best": {"step": progress.best_step, "val": {"top1": progress.best}},
+        "ledger": ledger.to_json(),
+        "skipped": progress.skipped,
+    }
+    save_model(model, output.path, model.labels, details=details)
+    _report(session, results, ledger, data, command)
+    run = Run(
+        folder=output.path,
+        steps=progress.step,
+        steps_this_run=progress.step - steps_before,
+        metrics=metrics,
+        seconds=session.seconds(),
+        report=output.path / "report.html",
+    )
+    output.metrics.write(
+        "done",
+        steps_this_run=run.steps_this_run,
+        steps=run.steps,
+        top1=run.top1,
+        seconds=run.seconds,
+        metrics=metrics,
+        time=time.time(),
+    )
+    return run
+
+
+def nothing_left(output: Output, end: Mapping[str, Any], display: Display) -> Run:
+    """The run that is there already, when its command is given again.
+
+    Args:
+        end: its last record.
+    """
+    display.say(f"{output.path} holds this very run, finished after {end['steps']:,} steps")
+    fields = {key: value for key, value in end.items() if key != "kind"}
+    output.metrics.write("done", **{**fields, "steps_this_run": 0})
+    return Run(
+        folder=output.path,
+        steps=end["steps"],
+        steps_this_run=0,
+        metrics=end["metrics"],
+        seconds=end["seconds"],
+        report=output.path / "report.html",
+    )
+
+
+def _report(
+    session: Session,
+    results: Mapping[str, Accuracy],
+    ledger: Ledger,
+    data: Mapping[str, Any],
+    command: str,
+) -> None:
+    state, progress = session.state, session.state.progress
+    model, split = state.model, next(iter(results), "test")
+    result = results.get(split)
+    attention = []
+    if result is not None:
+        source = session.data.test if split == "test" else session.data.val
+        assert source is not None
+        first = next(iter(eval_batches(source, model.preprocessing, batch_size=64)))
+        attention = looks(model, first, result, most=PICTURES)
+    write_report(
+        session.output.path / "report.html",
+        model=state.recipe.model.name,
+        records=session.output.metrics.read(),
+        result=result,
+        split=split,
+        weights="the averaged weights of the last step"
+        if state.ema is not None
+        else "the weights of the last step",
+        attention=attention,
+        data={**data, "skipped": list(progress.skipped.items())},
+        settings=state.recipe.to_json(),
+        ledger=ledger.to_json(),
+        command=command,
+        footer=f"Vitrail {__version__}",
+    )

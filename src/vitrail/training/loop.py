@@ -1,0 +1,303 @@
+"""The loop: one for every recipe and every objective.
+
+What is special here: a step depends on nothing but the recipe, the data and the step's number,
+so the loop can be killed anywhere and go on from its last checkpoint as if it had not been.
+
+Where the weights come from, first match first:
+    1. the newest whole checkpoint in the output folder (the same command was given before);
+    2. the weights that the caller loaded into the model (``--weights``);
+    3. fresh ones from the recipe's seed.
+"""
+
+import contextlib
+import math
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+
+from vitrail.data.draws import drop_path_draws
+from vitrail.data.loader import Batch, eval_batches, train_batches
+from vitrail.data.mixup import apply_mix, draw_mix, soft_targets
+from vitrail.data.sources import Source
+from vitrail.evaluation.accuracy import Accuracy, evaluate
+from vitrail.kit.errors import Error, listing
+from vitrail.kit.files import write_whole
+from vitrail.models.base import ImageClassifier
+from vitrail.models.parts import drop_paths, set_drop_path_draws
+from vitrail.training.checkpoint import Checkpoints
+from vitrail.training.display import Display
+from vitrail.training.objectives import Example, Supervised
+from vitrail.training.optim import rate_at, set_rate
+from vitrail.training.output import Output
+from vitrail.training.recipe import Recipe
+from vitrail.training.state import State
+
+MOST_BAD_STEPS = 10
+
+
+@dataclass(frozen=True)
+class Data:
+    """What a run learns from and is measured on; `val` and `test` may be missing."""
+
+    train: Source
+    val: Source | None = None
+    test: Source | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """What a run may be told that cannot change its result.
+
+    Args:
+        save_every: steps between checkpoints; None for about ten in a run.
+        workers: processes that decode; 0 for the main one.
+        record_keys: whether to write the order of the samples to ``keys.jsonl``.
+    """
+
+    save_every: int | None = None
+    workers: int = 0
+    record_keys: bool = False
+
+
+@dataclass(frozen=True)
+class Lengths:
+    """The lengths of a run, in steps."""
+
+    total: int
+    warmup: int
+    eval_every: int
+    save_every: int
+
+
+@dataclass
+class Session:
+    """One process's part of a run: its state, and what it works with.
+
+    Args:
+        state: where the run stands; changed in place.
+        data: what it learns from.
+        output: where records, weights and checkpoints go.
+        options: what cannot change the result.
+        display: what a person sees.
+    """
+
+    state: State
+    data: Data
+    output: Output
+    options: Options
+    display: Display
+    began: float = field(default_factory=time.monotonic)
+
+    def __post_init__(self):
+        self.lengths = lengths(self.state.recipe, len(self.data.train), self.options)
+        self.before = self.state.progress.seconds
+
+    def seconds(self) -> float:
+        """Spent on the run so far, in all restarts together."""
+        return self.before + time.monotonic() - self.began
+
+
+class Interrupted(KeyboardInterrupt):
+    """Ctrl-C or a polite kill, after everything was saved; `step` says where the run stands."""
+
+    def __init__(self, step: int):
+        super().__init__(f"stopped after step {step}")
+        self.step = step
+
+
+def lengths(recipe: Recipe, examples: int, options: Options) -> Lengths:
+    """How long a recipe runs on this many examples.
+
+    Raises:
+        Error: a run of no steps.
+    """
+    total = recipe.duration.steps(examples, recipe.batch_size)
+    if total < 1:
+        raise Error(f"a run of {recipe.duration} has no step; ask for at least one")
+    return Lengths(
+        total=total,
+        warmup=recipe.schedule.warmup.steps(examples, recipe.batch_size, total),
+        eval_every=max(1, recipe.eval_every.steps(examples, recipe.batch_size, total)),
+        save_every=options.save_every or max(1, min(500, total // 10)),
+    )
+
+
+def run(session: Session) -> None:
+    """Train from where the state stands to the end of its recipe.
+
+    Raises:
+        Interrupted: asked to stop; the state is saved.
+        Error: the disk is full, or too many steps in a row were not finite.
+    """
+    state, output, options = session.state, session.output, session.options
+    recipe, progress, total = state.recipe, state.progress, session.lengths.total
+    checkpoints = Checkpoints(output.path)
+    batches = train_batches(
+        session.data.train,
+        state.model.preprocessing,
+        recipe.augment,
+        batch_size=recipe.batch_size,
+        seed=recipe.seed,
+        start_sample=progress.step * recipe.batch_size,
+        workers=options.workers,
+    )
+    session.display.start(progress.step, total)
+    with contextlib.closing(session.display), contextlib.closing(batches), stop_signals() as stop:
+        while progress.step < total and not progress.over(recipe.patience):
+            batch = next(batches)
+            if options.record_keys:
+                output.keys.write("keys", step=progress.step + 1, keys=batch.keys)
+            take_step(session, batch)
+            at_end = progress.step == total
+            if at_end or progress.step % session.lengths.eval_every == 0:
+                look(session)
+            at_end = at_end or progress.over(recipe.patience)
+            if at_end or stop.is_set() or progress.step % session.lengths.save_every == 0:
+                progress.seconds = session.seconds()
+                checkpoints.save(state.checkpoint())
+            if stop.is_set() and not at_end:
+                raise Interrupted(progress.step)
+
+
+def take_step(session: Session, batch: Batch) -> None:
+    """One step on one batch: forward, backward, clip, apply, average, record."""
+    state = session.state
+    recipe, progress, engine = state.recipe, state.progress, state.engine
+    began, number = time.monotonic(), progress.step
+    torch.manual_seed(step_seed(recipe.seed, number))  # what dropout draws from
+    rate = recipe.optim.lr * rate_at(
+        number, session.lengths.total, session.lengths.warmup, recipe.schedule
+    )
+    set_rate(state.optimizer, rate)
+    state.model.train()
+    with engine.forward():
+        example = _place(session, batch)
+        loss = Supervised(recipe.target.label_smoothing)(state.forward, example)
+    value, norm = float(loss.value.detach()), math.nan
+    if math.isfinite(value):
+        engine.backward(loss.value)
+        norm = engine.step(state.model, state.optimizer, recipe.optim.clip_norm)
+    progress.step += 1
+    progress.images += len(batch.keys)
+    progress.skipped.update(batch.skipped)
+    if math.isfinite(norm):
+        progress.bad_steps = 0
+        if state.ema is not None:
+            state.ema.update(state.model, number)
+    else:
+        _bad_step(session, batch, value)
+    speed, accuracy = len(batch.keys) / (time.monotonic() - began), float(loss.parts["accuracy"])
+    session.output.metrics.write(
+        "step",
+        step=progress.step,
+        epoch=progress.step * recipe.batch_size / len(session.data.train),
+        loss=value,
+        accuracy=accuracy,
+        lr=rate,
+        images_per_second=speed,
+        grad_norm=norm,
+    )
+    session.display.step(progress.step, value, accuracy, speed)
+
+
+def look(session: Session) -> None:
+    """Evaluate the averaged weights on the validation set, record it, keep them if best."""
+    if session.data.val is None:
+        return
+    state, progress = session.state, session.state.progress
+    with state.ema.applied(state.model) if state.ema else contextlib.nullcontext():
+        result = measure(
+            state.model, session.data.val, state.recipe.batch_size, session.options.workers
+        )
+    session.output.metrics.write(
+        "eval", step=progress.step, top1=result.top1, top5=result.top5, loss=result.loss
+    )
+    session.display.say(
+        f"step {progress.step:,}: validation top-1 {100 * result.top1:.2f} %, "
+        f"loss {result.loss:.3f}"
+    )
+    progress.stale += 1
+    if progress.best is None or result.top1 > progress.best:
+        progress.best, progress.best_step, progress.stale = result.top1, progress.step, 0
+        save_weights(state, session.output.path / "best.safetensors")
+
+
+def measure(model: ImageClassifier, source: Source, batch_size: int, workers: int) -> Accuracy:
+    """Accuracy of a live model on a source; their classes are matched by name."""
+    batches = eval_batches(source, model.preprocessing, max(64, batch_size), workers=workers)
+    return evaluate(model, batches, source.classes)
+
+
+def save_weights(state: State, path: Path) -> None:
+    """Write the averaged weights to a safetensors file, whole or not at all."""
+    tensors = {name: tensor.contiguous() for name, tensor in state.averaged().items()}
+    write_whole(path, lambda temporary: save_file(tensors, temporary))
+
+
+def step_seed(seed: int, step: int) -> int:
+    """A seed for everything that one step draws from torch's own generator."""
+    return (seed * 1_000_003 + step * 7_919 + 12_345) % 2**63
+
+
+@contextlib.contextmanager
+def stop_signals() -> Iterator[threading.Event]:
+    """An event that the first Ctrl-C (or SIGTERM) sets; the second one ends the process.
+
+    Outside the main thread signals cannot be caught, and the event is never set.
+    """
+    stop = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield stop
+        return
+    caught = (signal.SIGINT, signal.SIGTERM)
+    before = {number: signal.getsignal(number) for number in caught}
+
+    def remember(number: int, frame: object) -> None:
+        stop.set()
+        signal.signal(number, before[signal.Signals(number)])
+
+    for number in caught:
+        signal.signal(number, remember)
+    try:
+        yield stop
+    finally:
+        for number in caught:
+            signal.signal(number, before[number])
+
+
+def _place(session: Session, batch: Batch) -> Example:
+    """A batch on the device: normalised, mixed where the recipe mixes, with its drop-path draws."""
+    state = session.state
+    recipe, model, engine = state.recipe, state.model, state.engine
+    images = engine.place(model.preprocessing.normalize(engine.place(batch.images)))
+    labels = engine.place(batch.labels)
+    sites = len(drop_paths(model))
+    if sites:
+        draws = drop_path_draws(recipe.seed, batch.epochs.tolist(), batch.indices.tolist(), sites)
+        set_drop_path_draws(model, engine.place(torch.from_numpy(draws)))
+    first = state.progress.step * recipe.batch_size
+    epoch, position = divmod(first, len(session.data.train))
+    mix = draw_mix(recipe.seed, epoch, position, recipe.target.mixup, recipe.target.cutmix)
+    if mix is None:
+        return Example(images, labels)
+    targets = soft_targets(labels, model.num_classes)
+    images, targets = apply_mix(images, targets, mix)
+    return Example(images, labels, targets)
+
+
+def _bad_step(session: Session, batch: Batch, loss: float) -> None:
+    progress = session.state.progress
+    progress.bad_steps += 1
+    session.output.metrics.write("skip", step=progress.step, loss=loss, keys=batch.keys)
+    session.display.say(f"step {progress.step:,}: the loss is not finite; its step was not applied")
+    if progress.bad_steps >= MOST_BAD_STEPS:
+        raise Error(
+            f"{progress.bad_steps} steps in a row were not finite, up to step {progress.step} "
+            f"(pictures: {listing(batch.keys, 3)}); try a lower --lr"
+        )

@@ -1,0 +1,468 @@
+"""The report of a training run: one HTML file for the person who has to trust the model.
+
+It says how good the model is and on what, where it is wrong, where it looks, how training went,
+what the data was, with which settings, at what cost, and how to go on. It is made of plain data,
+so that it can be written again from a run's folder; what is missing is left out, and said so.
+"""
+
+import shlex
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from vitrail.evaluation.accuracy import Accuracy
+from vitrail.inspection.draw import attention_maps, overlay
+from vitrail.kit.chart import Line, line_chart
+from vitrail.kit.errors import Error, listing
+from vitrail.kit.page import Page, Picture, Section, Share, confused, show
+from vitrail.metrics.accuracy import interval
+from vitrail.models.base import ImageClassifier
+from vitrail.training.display import duration
+
+SPLITS = {"train": "Training", "val": "Validation", "test": "Test"}
+POINTS = 160  # of a curve in a chart: more cannot be seen
+ROWS = 40  # classes up to which the whole table stands open
+ENLARGED = 160  # pixels of the longer side that an attention picture has at the least
+NAMED = 20  # skipped files up to which the list stands open
+
+
+@dataclass(frozen=True)
+class Look:
+    """Where the model looks in one image.
+
+    Args:
+        image: uint8 [h w c], as the model sees it.
+        heat: [rows columns], see `inspection.draw.attention_maps`.
+        key, label, prediction: the image's name, its class, and the model's answer.
+    """
+
+    image: np.ndarray
+    heat: np.ndarray
+    key: str
+    label: str
+    prediction: str
+
+
+def attention_looks(model: ImageClassifier, result: Accuracy, most: int = 12) -> list[Look]:
+    """Attention pictures of a result's examples.
+
+    Args:
+        model: the one that was evaluated.
+        most: how many images.
+
+    Returns:
+        Nothing for a model that leaves no attention maps on its tape.
+    """
+    examples = result.examples[:most]
+    if not examples:
+        return []
+    try:
+        images = torch.from_numpy(np.stack([example.picture for example in examples]))
+        maps = attention_maps(model, images)
+    except Error:
+        return []
+    return [
+        Look(example.picture, heat.numpy(), example.key, example.label, example.prediction)
+        for example, heat in zip(examples, maps, strict=True)
+    ]
+
+
+def looks(model: ImageClassifier, _batch: object, result: Accuracy, most: int = 12) -> list[Look]:
+    """`attention_looks`, for callers that still hand over a batch."""
+    return attention_looks(model, result, most)
+
+
+def write_report(
+    path: Path | str,
+    *,
+    model: str,
+    records: Iterable[Mapping[str, Any]],
+    result: Accuracy | None = None,
+    split: str = "test",
+    weights: str = "the final weights",
+    parameters: int | None = None,
+    attention: Sequence[Look] = (),
+    data: Mapping[str, Any] | None = None,
+    settings: Mapping[str, Any] | None = None,
+    ledger: Mapping[str, Any] | None = None,
+    command: str = "",
+    footer: str = "",
+) -> None:
+    """Write ``report.html``, whole or not at all.
+
+    Args:
+        path: the file.
+        model: the model's name.
+        records: of ``metrics.jsonl`` (contract: kinds start, step, eval, save, skip, done).
+        result: the accuracy measured, or None where there was nothing to measure it on.
+        split: what it was measured on.
+        weights: which weights were measured, to stand after "with".
+        parameters: how many the model has.
+        attention: see `attention_looks`.
+        data: facts by name. ``splits`` {name: images} and the lists ``unreadable`` and
+            ``skipped``, of {key, reason} or (key, reason), are known; others are printed.
+        settings: the recipe as JSON; nested mappings become groups.
+        ledger: `ledger.Ledger.to_json`, or any part of it.
+        command: what was typed to make the run, and continues it.
+        footer: a last line, such as the version.
+    """
+    records = list(records)
+    split = SPLITS.get(split, split).lower()
+    ledger = dict(ledger or {})
+    data = dict(data or {})
+    page = Page(
+        _title(model, result, split),
+        lead=_lead(result, split, weights),
+        headline=_headline(result, parameters, ledger),
+        footer=footer,
+    )
+    _accuracy(page.section("Accuracy"), result, split, records)
+    if result is not None:
+        _mistakes(page.section("Mistakes"), result)
+    _attention(page.section("Attention"), attention)
+    _curves(page.section("Training"), records)
+    _data(page.section("Data"), data, result)
+    _settings(page.section("Settings"), settings or {})
+    _compute(page.section("Compute"), ledger, records)
+    _going_on(page.section("Going on"), command, Path(path).parent)
+    page.save(path)
+
+
+# -- what each part says -------------------------------------------------------------------------
+
+
+def _title(model: str, result: Accuracy | None, split: str) -> str:
+    return model if result is None else f"{model}: {_percent(result.top1)} on {split} images"
+
+
+def _lead(result: Accuracy | None, split: str, weights: str) -> str:
+    if result is None:
+        return "No accuracy was measured: the data had no split for it."
+    low, high = interval(result.top1, result.n)
+    return (
+        f"Measured on {result.n:,} {split} images with {weights}. "
+        f"The 95 % interval for so many images: {_percent(low, 1)} to {_percent(high, 1)}."
+    )
+
+
+def _headline(
+    result: Accuracy | None, parameters: int | None, ledger: Mapping[str, Any]
+) -> list[tuple[Any, str]]:
+    tiles: list[tuple[Any, str]] = []
+    if result is not None:
+        tiles.append((_percent(result.top1), "top-1 accuracy"))
+        if len(result.classes) > 5:
+            tiles.append((_percent(result.top5), "top-5 accuracy"))
+    if parameters:
+        tiles.append((_short(parameters), "parameters"))
+    if ledger.get("seconds"):
+        tiles.append((duration(ledger["seconds"]), "training time"))
+    return tiles
+
+
+def _accuracy(
+    section: Section, result: Accuracy | None, split: str, records: Sequence[Mapping[str, Any]]
+) -> None:
+    if result is None:
+        section.text(_only_validation(records))
+        return
+    if split == "validation":
+        section.note(
+            "The run was watched on these images, so the figure flatters a little: "
+            "put images aside in a test folder for a figure to rely on."
+        )
+    counts = result.confusion.numpy()
+    present = counts.sum(1) > 0
+    section.text(
+        f"{round(result.top1 * result.n):,} of {result.n:,} images are right. Always answering "
+        f"with the most frequent class would give {_percent(counts.sum(1).max() / result.n)}. "
+        f"The mean loss is {result.loss:.3f}."
+    )
+    if not present.all():
+        section.text(f"{(~present).sum():,} of {len(present):,} classes have no image here.")
+    rows = [
+        (one.label, one.n, Share(one.recall), Share(one.precision), Share(one.f1))
+        for one in sorted(result.per_class, key=lambda one: one.f1)
+        if one.n
+    ]
+    columns = ("class", "images", "recall", "precision", "F1")
+    caption = (
+        "Per class, the hardest first. Recall: how many of its images are found. "
+        "Precision: how many of the images given its name deserve it."
+    )
+    section.table(columns, rows[:ROWS], caption)
+    if len(rows) > ROWS:
+        section.details(f"The other {len(rows) - ROWS:,} classes").table(
+            columns, rows[ROWS:], "Per class, continued."
+        )
+    shown = np.flatnonzero(present | (counts.sum(0) > 0))
+    labels = [result.classes[i] for i in shown]
+    section.matrix(
+        counts[np.ix_(shown, shown)],
+        labels,
+        "Confusion matrix: a row for each true class, a column for each answer.",
+    )
+    pairs = [
+        f"{result.classes[i]} for {result.classes[j]} ({n:,})"
+        for i, j, n in confused(counts, most=3)
+    ]
+    if pairs:
+        section.text(f"Taken most often: {'; '.join(pairs)}.")
+
+
+def _only_validation(records: Sequence[Mapping[str, Any]]) -> str:
+    known = [record for record in records if record.get("kind") == "eval"]
+    if not known:
+        return "Nothing was measured: the run had neither test nor validation images."
+    last = known[-1]
+    return (
+        "No accuracy of the final weights was measured. The last one on the validation images "
+        f"is {_percent(last['top1'])} at step {last['step']:,}."
+    )
+
+
+def _mistakes(section: Section, result: Accuracy) -> None:
+    worst = result.mistakes()
+    if not worst:
+        section.text("None: every image was classified rightly.")
+        return
+    wrong = int((result.labels != result.predictions).sum())
+    section.text(
+        f"The {len(worst)} of {wrong:,} mistakes that the model is surest of. Look at the labels "
+        "too: a mistake made with certainty is often an image with the wrong label."
+    )
+    section.gallery(
+        [
+            Picture(
+                images=[mistake.picture],
+                alts=[f"{mistake.label}, image {mistake.key}"],
+                title=mistake.label,
+                notes=(
+                    f"taken for {mistake.prediction}, {_percent(mistake.probability, 1)}",
+                    mistake.key,
+                ),
+            )
+            for mistake in worst
+        ]
+    )
+
+
+def _attention(section: Section, attention: Sequence[Look]) -> None:
+    if not attention:
+        section.text("There are no attention pictures: the model made no attention maps.")
+        return
+    section.text(
+        "Each image as the model sees it, and beside it where the answer draws from: attention "
+        "rolled out through all layers (Abnar and Zuidema, 2020), yellow most and dark blue "
+        "least, scaled within each image. It shows where information flows from, and not why "
+        "one class was preferred to another."
+    )
+    pictures = []
+    for look in attention:
+        right = look.label == look.prediction
+        # A tiny image is enlarged first: its heat is smooth, and not made of the image's pixels.
+        times = -(-ENLARGED // max(look.image.shape[:2]))
+        large = look.image.repeat(times, 0).repeat(times, 1)
+        pictures.append(
+            Picture(
+                images=[look.image, overlay(large, look.heat)],
+                alts=[f"{look.label}, image {look.key}", "The same under its attention map"],
+                title=look.label,
+                notes=("recognised" if right else f"taken for {look.prediction}", look.key),
+            )
+        )
+    section.gallery(pictures)
+
+
+def _curves(section: Section, records: Sequence[Mapping[str, Any]]) -> None:
+    steps = [record for record in records if record.get("kind") == "step"]
+    evals = [record for record in records if record.get("kind") == "eval"]
+    if not steps:
+        section.text("There are no curves: no step was recorded.")
+        return
+    last = steps[-1]
+    epochs = f" ({last['epoch']:,.1f} epochs)" if last.get("epoch") else ""
+    ring = " A ring marks the best point on validation." if evals else ""
+    section.text(f"{last['step']:,} steps{epochs}.{ring}")
+    _bad_steps(section, [record for record in records if record.get("kind") == "skip"])
+    quality = [
+        (
+            "Loss",
+            False,
+            [_line("training", steps, "loss"), _line("validation", evals, "loss", "lowest")],
+        ),
+        (
+            "Accuracy",
+            True,
+            [
+                _line("training", steps, "accuracy"),
+                _line("validation", evals, "top1", "highest"),
+                # With at most five classes top-5 is always 1.
+                _line("validation, top-5", [r for r in evals if r.get("top5") != 1], "top5"),
+            ],
+        ),
+    ]
+    course = [
+        ("Learning rate", False, [_line("learning rate", steps, "lr")]),
+        ("Gradient norm", False, [_line("gradient norm", steps, "grad_norm")]),
+        ("Images per second", False, [_line("images per second", steps, "images_per_second")]),
+    ]
+    for row, size in ((quality, (380, 240)), (course, (300, 200))):
+        drawn = []
+        for title, percent, lines in row:
+            known = [line for line in lines if line is not None]
+            if known:
+                drawn.append((title, line_chart(known, title=title, percent=percent, size=size)))
+        if drawn:
+            section.charts(drawn)
+
+
+def _bad_steps(section: Section, bad: Sequence[Mapping[str, Any]]) -> None:
+    if bad:
+        section.note(f"{len(bad):,} steps were not finite, and were not applied to the weights.")
+        rows = [(record.get("step"), ", ".join(record.get("keys", ()))) for record in bad]
+        section.details("Their images").table(
+            ("step", "images"), rows, "The images of each step that was not finite."
+        )
+
+
+def _data(section: Section, data: dict[str, Any], result: Accuracy | None) -> None:
+    splits = data.pop("splits", {})
+    skipped = dict(result.skipped) if result is not None else {}
+    for entry in (*data.pop("unreadable", ()), *data.pop("skipped", ())):
+        key, reason = entry.values() if isinstance(entry, Mapping) else entry
+        skipped[key] = reason
+    facts = {_words(name): _listed(value) for name, value in data.items()}
+    facts |= {f"{SPLITS.get(name, name)} images": count for name, count in splits.items()}
+    section.facts({**facts, "Files left out": len(skipped)})
+    if skipped:
+        inside = section
+        if len(skipped) > NAMED:
+            inside = section.details(f"The {len(skipped):,} files that were left out")
+        rows = list(skipped.items())
+        inside.table(("file", "reason"), rows, "Files that could not be read, and were left out.")
+
+
+def _settings(section: Section, settings: Mapping[str, Any]) -> None:
+    if not settings:
+        section.text("The settings were not recorded.")
+        return
+    section.text("The recipe, whole. Any of it can be set on the command line, as in:")
+    section.code("vitrail train ... --set optim.lr=0.0005")
+    groups = {name: value for name, value in settings.items() if _is_group(value)}
+    single = {name: value for name, value in settings.items() if not _is_group(value)}
+    for title, group in {"": single, **groups}.items():
+        if flat := _flat(group):
+            section.facts({name: _setting(value) for name, value in flat.items()}, title=title)
+
+
+def _compute(
+    section: Section, ledger: Mapping[str, Any], records: Sequence[Mapping[str, Any]]
+) -> None:
+    known = {
+        "device": ("Device", str),
+        "images": ("Images seen", show),
+        "seconds": ("Time", duration),
+        "images_per_second": ("Images per second, all in all", lambda rate: f"{rate:,.0f}"),
+        "macs_per_image": ("Multiply-adds an image", _short),
+        "flops": ("Operations, forward and backward", lambda flops: f"{flops:.3g}"),
+        "exaflops": ("The same in exaFLOPs", lambda flops: f"{flops:.3g}"),
+        "device_hours": ("Device hours", lambda hours: f"{hours:.3g}"),
+    }
+    facts = {
+        title: words(ledger[name])
+        for name, (title, words) in known.items()
+        if ledger.get(name) is not None
+    }
+    starts = sum(record.get("kind") == "start" for record in records)
+    if starts > 1:
+        facts["Started"] = f"{starts} times"
+    if not facts:
+        section.text("The compute spent was not recorded.")
+        return
+    section.facts(facts)
+    section.text(
+        "Operations are counted from the layers, two a multiply-add, and a training step as three "
+        "forward passes: they do not depend on the machine."
+    )
+
+
+def _going_on(section: Section, command: str, folder: Path) -> None:
+    if command:
+        section.text("This run's command. If it was stopped, the same command goes on from there.")
+        section.code(command)
+    section.text("The model is in this report's folder, and ready to use:")
+    quoted = shlex.quote(str(folder))
+    section.code(f"vitrail predict {quoted} IMAGES\nvitrail evaluate {quoted} DATA")
+
+
+# -- numbers and words ---------------------------------------------------------------------------
+
+
+def _line(
+    name: str, records: Sequence[Mapping[str, Any]], field: str, best: str = ""
+) -> Line | None:
+    points = [(float(r["step"]), float(r[field])) for r in records if r.get(field) is not None]
+    if not points:
+        return None
+    steps, values = np.array(points).T
+    if len(points) > POINTS:  # the mean of each stretch: a curve of averages hides no trend
+        stretches = np.array_split(np.arange(len(points)), POINTS)
+        steps = np.array([steps[s].mean() for s in stretches])
+        values = np.array([values[s].mean() for s in stretches])
+    return Line(name, steps.tolist(), values.tolist(), dots=len(points) <= 40, best=best)
+
+
+def _is_group(value: Any) -> bool:
+    """Whether a setting has parts; a duration, {"value": 5, "unit": "epochs"}, is one thing."""
+    return isinstance(value, Mapping) and set(value) != {"value", "unit"}
+
+
+def _flat(group: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name, value in group.items():
+        if _is_group(value):
+            flat |= _flat(value, f"{prefix}{name}.")
+        else:
+            flat[prefix + name] = value
+    return flat
+
+
+def _setting(value: Any) -> str:
+    """As it would be typed: no commas in numbers, unlike in prose."""
+    if value is None:
+        return "none"
+    if isinstance(value, Mapping):
+        return f"{value['value']:g} {value['unit']}"
+    if isinstance(value, float):
+        return f"{value:g}"
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return ", ".join(_setting(item) for item in value) or "none"
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def _listed(value: Any) -> Any:
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return listing([show(item) for item in value], most=12)
+    return value
+
+
+def _words(name: str) -> str:
+    words = str(name).replace("_", " ")
+    return words[:1].upper() + words[1:]
+
+
+def _percent(share: float, digits: int = 2) -> str:
+    return f"{100 * share:.{digits}f}\N{NO-BREAK SPACE}%"
+
+
+def _short(count: float) -> str:
+    """1,312,000 as 1.31 million."""
+    for unit, word in ((1e9, "billion"), (1e6, "million")):
+        if count >= unit:
+            return f"{count / unit:.3g} {word}"
+    return f"{count:,.0f}"

@@ -1,0 +1,414 @@
+"""Loading weights into a model: everything is checked, then copied, then reported.
+
+A tensor is never left random in silence: each one of the model comes from the file, or is named
+in ``fresh``, or the load is refused with both left-over sides in the message and the model as it
+was. Position tables are resized as their family does.
+"""
+
+import dataclasses
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from vitrail.kit.errors import Error, WeightsError, did_you_mean, listing
+from vitrail.kit.preprocess import Preprocessing
+from vitrail.models import zoo
+from vitrail.models.base import ImageClassifier, height_width
+from vitrail.models.parts import ACTIVATIONS, Attention, Mlp
+from vitrail.models.vit import FIXED_TABLES
+from vitrail.weights import google, timm
+from vitrail.weights.positions import fit_positions
+from vitrail.weights.read import Checkpoint, open_checkpoint
+from vitrail.weights.report import LoadReport
+from vitrail.weights.rules import Reading, Translation, misfit, to_ours, under
+
+Source = Path | str | Mapping[str, Any]
+
+FAMILIES = (google.recognise, timm.recognise)
+HEADS = ("head",)  # what `fresh` zero-initialises instead of leaving it as it is
+NUMERICS = ("activation", "norm_eps", "attention_scale", "position_resize")
+
+# A name, or the beginning of one, that gives away a family which is not read yet.
+FOREIGN = {
+    "conv_root/kernel": "a hybrid of ResNet and ViT",
+    "resnet/root_block/": "BiT",
+    "stem/conv/kernel": "an MLP-Mixer",
+    "vit.embeddings.": "transformers' ViT",
+    "embeddings.patch_embeddings.": "transformers' ViT",
+    "conv_proj.": "torchvision's ViT",
+    "layer1.0.conv1.": "a ResNet",
+    "stages.0.blocks.0.": "a network of stages",
+    "decoder_embed.": "a masked autoencoder with its decoder",
+    "mask_token": "a self-supervised ViT with its mask token",
+    "dist_token": "a distilled DeiT",
+    "visual.": "CLIP",
+    "class_embedding": "CLIP",
+    "norm_pre.": "CLIP",
+    "stage0.": "CvT",
+    "tokens_to_token.": "T2T-ViT",
+    "patch_embed1.": "PVT",
+}
+
+
+def load_weights(
+    model: ImageClassifier,
+    source: Source,
+    fresh: str | Sequence[str] = (),
+    numerics: str = "file",
+) -> LoadReport:
+    """Load weights into a model, all or nothing.
+
+    Args:
+        model: any model of the zoo; its dtype and device stay.
+        source: a file (safetensors, `.npz`, `.pth`), a folder (sharded or not, or a model
+            folder), or a mapping of tensors.
+        fresh: our names, or their beginnings up to a dot, that are not taken from the file. A
+            head among them becomes zero, anything else stays as the model has it.
+        numerics: ``file`` sets activation, eps, attention scale and the way position tables are
+            resized to those of the file's family; ``keep`` leaves the model's, and resizes
+            Google's tables as timm's reader does. A mapping in timm's names says nothing about
+            numerics: the model's stay.
+
+    Returns:
+        What became of every tensor; print it.
+
+    Raises:
+        WeightsError: tensors missing, of another shape, not finite, or with no place in the
+            model (all named in the error); or a family that is not read.
+        Error: no such file, damaged, not a checkpoint, or holding code; nothing in it is run.
+    """
+    if numerics not in ("file", "keep"):
+        raise Error(f"numerics is 'file' or 'keep', not {numerics!r}")
+    roots = _roots(model, fresh)
+    return load_checkpoint(model, open_checkpoint(source), roots, numerics)
+
+
+def load_checkpoint(
+    model: ImageClassifier, checkpoint: Checkpoint, fresh: Sequence[str], numerics: str
+) -> LoadReport:
+    """`load_weights` of a source that is open already."""
+    reading = _recognise(checkpoint, model)
+    report = LoadReport(checkpoint.name, reading.family)
+    report.wrappers = [*checkpoint.wrappers, *reading.wrappers]
+    report.dropped = list(reading.dropped)
+    report.notes = list(reading.notes)
+    how = reading.resize if numerics == "file" else reading.resize_kept
+    tensors = _fitting(model, checkpoint, reading, fresh, how, report)
+    ready = _ready(model, tensors, reading, report)
+    # Nothing below can fail: from here on the model changes.
+    if numerics == "file":
+        report.numerics = set_numerics(model, reading.numerics)
+    with torch.no_grad():
+        for name, own in model.state_dict().items():
+            if name in ready:
+                own.copy_(ready[name])
+    _set_surroundings(model, checkpoint, reading, report)
+    return report
+
+
+def create_model(
+    name: str,
+    num_classes: int = 1000,
+    image_size: int | tuple[int, int] | None = None,
+    in_channels: int = 3,
+    weights: Source | None = None,
+    **config: Any,
+) -> ImageClassifier:
+    """A model of the zoo, in eval mode: `models.zoo.create_model`, and its weights.
+
+    Args:
+        weights: what `load_weights` takes; None leaves the model freshly initialised.
+        The rest: as for `models.zoo.create_model`.
+
+    Raises:
+        Error: as `models.zoo.create_model` and `load_weights`; for another number of classes
+            than the file's, create the model first and load with ``fresh=("head",)``.
+    """
+    model = zoo.create_model(name, num_classes, image_size, in_channels, **config)
+    if weights is not None:
+        load_weights(model, weights)
+    return model
+
+
+def set_numerics(model: ImageClassifier, wanted: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """Change how a built model computes, its config with it.
+
+    Args:
+        wanted: any of activation, norm_eps, attention_scale, position_resize.
+
+    Returns:
+        The fields that changed, each with (old, new).
+    """
+    changes = {
+        name: (getattr(model.config, name), value)
+        for name, value in wanted.items()
+        if getattr(model.config, name) != value
+    }
+    model.config = dataclasses.replace(model.config, **{n: new for n, (_, new) in changes.items()})
+    for part in model.modules():
+        if isinstance(part, Mlp) and "activation" in changes:
+            part.act = ACTIVATIONS[model.config.activation]()
+        elif isinstance(part, nn.LayerNorm) and "norm_eps" in changes:
+            part.eps = model.config.norm_eps
+        elif isinstance(part, Attention) and "attention_scale" in changes:
+            width = part.qkv.in_features
+            whole = model.config.attention_scale == "width"
+            part.scale = (width if whole else width // part.heads) ** -0.5
+    return changes
+
+
+def _roots(model: ImageClassifier, fresh: str | Sequence[str]) -> tuple[str, ...]:
+    roots = (fresh,) if isinstance(fresh, str) else tuple(fresh)
+    own = list(model.state_dict())
+    for root in roots:
+        if not any(under(name, [root]) for name in own):
+            near = did_you_mean(root, [*own, *{name.rsplit(".", 1)[0] for name in own}])
+            raise Error(f"fresh names {root!r}, which the model does not have{near}")
+    return roots
+
+
+def _recognise(checkpoint: Checkpoint, model: ImageClassifier) -> Reading:
+    names = checkpoint.tensors
+    if checkpoint.about:
+        return _own(checkpoint, model)
+    for start, what in FOREIGN.items():
+        if any(name.startswith(start) or f"/{start}" in name for name in names):
+            raise WeightsError(
+                f"{checkpoint.name} holds the weights of {what}, which this version of Vitrail "
+                f"cannot load into this model (it has {start})",
+                unexpected=list(names),
+            )
+    for recognise in FAMILIES:
+        reading = recognise(names, model.config)
+        if reading is None:
+            continue
+        if reading.family == "timm":
+            said = {} if checkpoint.live else checkpoint.timm.get("numerics", reading.numerics)
+            reading.numerics = said
+            reading.preprocessing = checkpoint.timm.get("preprocessing", {})
+        return reading
+    raise WeightsError(
+        f"{checkpoint.name} holds weights of a kind that this version of Vitrail does not know: "
+        f"its names are like {listing(list(names), 3)}",
+        unexpected=list(names),
+    )
+
+
+def _own(checkpoint: Checkpoint, model: ImageClassifier) -> Reading:
+    family, config = checkpoint.about.get("family"), checkpoint.about["config"]
+    ours = zoo.describe(model)["family"]
+    if family != ours:
+        raise WeightsError(
+            f"{checkpoint.name} holds a model of the family {family!r}, not {ours!r}",
+            unexpected=list(checkpoint.tensors),
+        )
+    resize = config.get("position_resize", "bicubic_antialias")
+    return Reading(
+        family="vitrail",
+        rules=timm.IDENTITY,
+        tensors=checkpoint.tensors,
+        droppable=("pre_logits", "cls_token", "head"),
+        numerics={name: config[name] for name in NUMERICS if name in config},
+        resize=resize,
+        resize_kept=resize,
+    )
+
+
+# Fitting: from the file's tensors to the model's, without touching the model
+
+
+def _fitting(
+    model: ImageClassifier,
+    checkpoint: Checkpoint,
+    reading: Reading,
+    roots: Collection[str],
+    how: str,
+    report: LoadReport,
+) -> dict[str, Tensor]:
+    """The tensors that go into the model, by our names, all of the right shape."""
+    own = model.state_dict()
+    found = to_ours(reading.rules, reading.tensors)
+    mismatched = list(found.misshapen)
+    if "pos_embed" in found.tensors and "pos_embed" in own and not under("pos_embed", roots):
+        mismatched += _fit_table(model, checkpoint, reading, found, how, report)
+    tensors, unexpected = {}, [reading.in_file(name) for name in found.unknown]
+    for name, tensor in found.tensors.items():
+        origin = [reading.in_file(part) for part in found.origin[name]]
+        if under(name, roots) or (name not in own and under(name, reading.droppable)):
+            report.dropped += origin
+        elif name not in own:
+            unexpected += origin
+        elif tensor.shape != own[name].shape:
+            mismatched.append(
+                f"{name}: {list(tensor.shape)} in the file, {list(own[name].shape)} in the model"
+            )
+        else:
+            tensors[name] = tensor
+    report.fresh = [name for name in own if under(name, roots)]
+    made = {*tensors, *report.fresh, *(entry.split(":")[0] for entry in mismatched)}
+    missing = [name for name in own if name not in made and not _computed(model, name)]
+    if missing or unexpected or mismatched:
+        raise _misfit(model, checkpoint, found, missing, unexpected, mismatched)
+    _note_what_is_left(model, found, own, report)
+    report.resized = [name for name in report.resized if name in tensors]
+    report.matched = [name for name in own if name in tensors and name not in report.resized]
+    return tensors
+
+
+def _fit_table(
+    model: ImageClassifier,
+    checkpoint: Checkpoint,
+    reading: Reading,
+    found: Translation,
+    how: str,
+    report: LoadReport,
+) -> list[str]:
+    """Fit the position table among the found tensors; what does not fit, in words."""
+    tensors = found.tensors
+    alike = checkpoint.live and reading.family == "timm"
+    try:
+        fitted = fit_positions(tensors, model.config, how, _grid(checkpoint), alike)
+    except ValueError as error:
+        del tensors["pos_embed"]
+        return [f"pos_embed: {error}"]
+    tensors["pos_embed"] = fitted.table
+    own = model.state_dict()
+    for name, rows in fitted.added.items():
+        if tensors[name].shape == rows.shape:
+            exact = torch.promote_types(own[name].dtype, rows.dtype)
+            tensors[name] = tensors[name].to(exact) + rows.to(exact)
+    if fitted.resized:
+        report.resized.append("pos_embed")
+        report.notes.append(f"pos_embed: {fitted.resized}")
+    report.notes += fitted.notes
+    return []
+
+
+def _grid(checkpoint: Checkpoint) -> tuple[int, int] | None:
+    """The grid of the file's position table, where something beside the tensors says it."""
+    size = checkpoint.about.get("config", {}).get("image_size") or checkpoint.timm.get("image_size")
+    kernel = checkpoint.tensors.get("patch_embed.proj.weight")
+    if size is None or kernel is None or kernel.ndim != 4:
+        return None
+    height, width = height_width(size)
+    return height // kernel.shape[-2], width // kernel.shape[-1]
+
+
+def _computed(model: ImageClassifier, name: str) -> bool:
+    """Whether a tensor is a table that the model computes itself."""
+    return name == "pos_embed" and getattr(model.config, "position", "") in FIXED_TABLES
+
+
+def _misfit(
+    model: ImageClassifier,
+    checkpoint: Checkpoint,
+    found: Translation,
+    missing: list[str],
+    unexpected: list[str],
+    mismatched: list[str],
+) -> WeightsError:
+    heads = [entry for entry in mismatched if under(entry.split(":")[0], HEADS)]
+    bias = found.tensors.get("head.bias")
+    hint = ""
+    if heads and bias is not None:
+        hint = (
+            f"for a new head, load_weights(..., fresh=('head',)); for the file's, create the model "
+            f"with num_classes={len(bias)}"
+        )
+        if not (missing or unexpected) and len(heads) == len(mismatched):
+            message = (
+                f"{checkpoint.name} has a head of {len(bias)} classes and the model one of "
+                f"{model.num_classes}: {hint}"
+            )
+            return WeightsError(message, mismatched=mismatched)
+    elif missing and all(under(name, HEADS) for name in missing) and not (unexpected or mismatched):
+        message = (
+            f"{checkpoint.name} has no head: load_weights(..., fresh=('head',)) begins with a zero "
+            "one, a model with num_classes=0 does without"
+        )
+        return WeightsError(message, missing=missing)
+    elif found.lacking:
+        hint = f"the file lacks {listing(found.lacking)}"
+    elif missing and not (unexpected or mismatched):
+        hint = "to begin with them as they are, name them in fresh"
+    return misfit(checkpoint.name, missing, unexpected, mismatched, hint)
+
+
+def _note_what_is_left(
+    model: ImageClassifier, found: Translation, own: Mapping[str, Tensor], report: LoadReport
+) -> None:
+    dropped_layer = any(under(name, ["pre_logits"]) and name not in own for name in found.tensors)
+    if dropped_layer and "head.weight" in own and "head.weight" not in report.fresh:
+        report.notes.append(
+            "the file's head was trained behind a pre_logits layer, which the model lacks: create "
+            "it with pre_logits=True for the file's predictions"
+        )
+    if "cls_token" in found.tensors and "cls_token" not in own:
+        report.notes.append("the model has no class token: the file's is left out")
+    for name in own:
+        if _computed(model, name) and name not in found.tensors:
+            report.notes.append(f"{name} is not in the file: the model computes it")
+
+
+def _ready(
+    model: ImageClassifier, tensors: Mapping[str, Tensor], reading: Reading, report: LoadReport
+) -> dict[str, Tensor]:
+    """The values to be copied, in the model's dtype, all of them finite; fresh heads are zero."""
+    own = model.state_dict()
+    ready, bad, cast = {}, [], {}
+    for name, tensor in tensors.items():
+        if own[name].is_floating_point() and not tensor.is_floating_point():
+            raise WeightsError(f"{report.source}: {name} holds {tensor.dtype}, which is no weight")
+        if tensor.is_meta or tensor.layout != torch.strided:
+            raise WeightsError(f"{report.source}: {name} is not an ordinary tensor with values")
+        ready[name] = tensor.detach().to(own[name].dtype)
+        if tensor.dtype != own[name].dtype:
+            cast.setdefault((tensor.dtype, own[name].dtype), []).append(name)
+        if not torch.isfinite(ready[name]).all():
+            bad.append(name)
+    if bad:
+        raise WeightsError(
+            f"{report.source} is spoilt: NaN or infinite values in {listing(bad)}", mismatched=bad
+        )
+    for (old, new), names in cast.items():
+        report.notes.append(f"{len(names)} tensors cast from {_short(old)} to {_short(new)}")
+    head = ready.get("head.weight")
+    if head is not None and not head.any():
+        report.notes.append(
+            "the file's head is all zeros, as in Google's ImageNet-21k files: it predicts nothing "
+            "before it is trained"
+        )
+    for name in report.fresh:
+        if under(name, HEADS):
+            ready[name] = torch.zeros_like(own[name])
+    return ready
+
+
+def _set_surroundings(
+    model: ImageClassifier, checkpoint: Checkpoint, reading: Reading, report: LoadReport
+) -> None:
+    """Preprocessing and labels, which belong to the weights."""
+    current = model.preprocessing
+    if "preprocessing" in checkpoint.about:
+        theirs = Preprocessing.from_json(checkpoint.about["preprocessing"])
+        alike = theirs.size == current.size
+        changed = theirs if alike else theirs.replace(size=current.size, crop=current.crop)
+    else:
+        changed = current.replace(**reading.preprocessing)
+        if not reading.preprocessing and not checkpoint.live:
+            report.notes.append(
+                "the file does not say how its pictures were normalised: check mean and std"
+            )
+    model.preprocessing = report.preprocessing = changed
+    labels = checkpoint.about.get("labels") or checkpoint.timm.get("labels")
+    if labels and "head.weight" in report.matched and len(labels) == model.num_classes:
+        model.set_labels(labels)
+    if checkpoint.unread:
+        report.notes.append(f"not read: {listing(checkpoint.unread)}")
+
+
+def _short(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")

@@ -1,0 +1,427 @@
+"""Opening weights: a file, a folder or a mapping becomes plain tensors, or one clear sentence.
+
+Files are known by their first bytes, not by their name, and nothing in a file is ever run:
+safetensors hold no code, `.npz` is read without pickles and `.pth` by torch's restricted reader.
+What an archive says about its own size is checked before anything is unpacked.
+"""
+
+import argparse
+import contextlib
+import hashlib
+import json
+import re
+import warnings
+import zipfile
+import zlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from vitrail.kit.errors import Error, WeightsError, did_you_mean, listing
+from vitrail.weights import timm
+
+MODEL_FILE, BEST_FILE = "model.safetensors", "best.safetensors"
+DIGESTS = {MODEL_FILE: "sha256", BEST_FILE: "best_sha256"}
+FORMAT = 1
+KEYS = ("state_dict_ema", "model_ema", "state_dict", "model", "teacher")
+PREFIXES = ("module.", "_orig_mod.", "model.", "teacher.", "backbone.")
+SUFFIXES = (".safetensors", ".npz", ".pth", ".pt", ".bin", ".tar", ".ckpt")
+INDEXES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
+LATER = "names on a hub come with a later version: download the files and give their folder"
+
+
+@dataclass
+class Checkpoint:
+    """Tensors and what is known about them.
+
+    Attributes:
+        name: the file or folder, for messages.
+        tensors: by the file's names, wrappers taken off.
+        wrappers: the keys and prefixes that were taken off, outermost first.
+        unread: other things in the file, by name.
+        about: the ``vitrail`` section of a model folder or file: family, config, preprocessing,
+            labels.
+        timm: what a timm `config.json` beside the weights says (`timm.read_config`).
+        live: tensors handed over in memory, which no publisher stands behind.
+    """
+
+    name: str
+    tensors: dict[str, Tensor]
+    wrappers: list[str] = field(default_factory=list)
+    unread: list[str] = field(default_factory=list)
+    about: dict[str, Any] = field(default_factory=dict)
+    timm: dict[str, Any] = field(default_factory=dict)
+    live: bool = False
+
+
+def open_checkpoint(source: Path | str | Mapping[str, Any], which: str = "final") -> Checkpoint:
+    """Read all tensors of a source.
+
+    Args:
+        source: a file, a folder (a model folder, or one with weights, sharded or not), or a
+            mapping of tensors or arrays, wrapped as checkpoints are.
+        which: ``best`` takes a model folder's `best.safetensors`, where it has one.
+
+    Raises:
+        Error: nothing there, nothing readable, damaged, or holding code.
+    """
+    if isinstance(source, Mapping):
+        return _unwrapped(Checkpoint("the mapping", {}, live=True), source)
+    path = existing(source)
+    if not path.is_dir():
+        return _open_file(path)
+    config = read_config(path) if (path / "config.json").exists() else {}
+    if "vitrail" in config:
+        return open_model_folder(path, which)
+    checkpoint = _open_loose_folder(path)
+    if config:
+        checkpoint.timm = timm.read_config(config)
+    return checkpoint
+
+
+def existing(source: Path | str) -> Path:
+    """The path of a source on disk.
+
+    Raises:
+        Error: there is none; a hub's name is told from a slip.
+    """
+    path = Path(source).expanduser()
+    try:
+        if path.exists():
+            return path
+        near = did_you_mean(path.name, [p.name for p in path.parent.iterdir()])
+    except OSError:
+        near = ""
+    text = str(source)
+    if re.match(r"(hf-hub|hf_hub|https?):", text):
+        raise Error(f"{text}: {LATER}")
+    if not near and re.fullmatch(r"[\w-]+/[\w.-]+", text) and not path.suffix:
+        raise Error(f"no file or folder {text}; if it is a hub's name, {LATER}")
+    raise Error(f"no file or folder {text}{near}")
+
+
+def read_config(folder: Path | str) -> dict[str, Any]:
+    """The `config.json` of a model folder, whole; Vitrail's part is under ``vitrail``.
+
+    Raises:
+        Error: no such folder or file, not JSON, or of a newer format.
+    """
+    path = existing(folder)
+    if not path.is_dir():
+        raise Error(f"{path} is a file, not a model folder")
+    if not (path / "config.json").exists():
+        raise Error(f"{path} is no model folder: it has no config.json")
+    config = _json(path / "config.json")
+    if "vitrail" in config:
+        _check_format(config["vitrail"], path / "config.json")
+    return config
+
+
+def read_section(folder: Path | str) -> dict[str, Any]:
+    """The ``vitrail`` section of a model folder.
+
+    Raises:
+        Error: as `read_config`, or the folder is another library's.
+    """
+    config = read_config(folder)
+    if "vitrail" in config:
+        return config["vitrail"]
+    named = config.get("architecture")
+    hint = f" (config.json says {named!r})" if isinstance(named, str) else ""
+    raise Error(
+        f"{folder} is another library's folder, without a vitrail section in config.json: to load "
+        f"its weights, give the model's name{hint}"
+    )
+
+
+def open_model_folder(path: Path, which: str = "final") -> Checkpoint:
+    """The weights of a model folder, checked against the hash in its `config.json`.
+
+    Raises:
+        Error: no weights there, or other bytes than those that were saved.
+    """
+    about = read_section(path)
+    if which not in ("final", "best"):
+        raise Error(f"which is 'final' or 'best', not {which!r}")
+    name = MODEL_FILE
+    if which == "best" and (path / BEST_FILE).exists():
+        name = BEST_FILE
+    file = path / name
+    if not file.exists():
+        other = ""
+        if (path / BEST_FILE).exists():
+            other = f"; it has {BEST_FILE}, which which='best' opens (did the run end?)"
+        raise Error(f"{path} has a config.json but no {name}{other}")
+    recorded = [about.get(DIGESTS[name]), about.get("incoming", {}).get(name)]
+    if any(recorded) and digest(file) not in recorded:
+        raise Error(
+            f"{file} is damaged or was replaced: its sha256 is not the one in "
+            f"{path / 'config.json'}; take another copy of the folder"
+        )
+    checkpoint = _open_file(file)
+    checkpoint.name, checkpoint.about = str(path), about
+    return checkpoint
+
+
+def labels_of(source: Path | str) -> list[str] | None:
+    """The class names that go with weights on disk, or None where nothing says them.
+
+    Raises:
+        Error: nothing there, or a description that cannot be read.
+    """
+    path = existing(source)
+    if path.is_dir():
+        if not (path / "config.json").exists():
+            return None
+        config = read_config(path)
+        said = config["vitrail"] if "vitrail" in config else timm.read_config(config)
+        return said.get("labels")
+    with path.open("rb") as file:
+        head = file.read(9)
+    return _read_safetensors(path)[1].get("labels") if head[8:] == b"{" else None
+
+
+def digest(path: Path) -> str:
+    """The sha256 of a file, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _check_format(about: Any, where: Path) -> None:
+    found = about.get("format") if isinstance(about, Mapping) else None
+    if not isinstance(found, int) or not isinstance(about.get("config"), Mapping):
+        raise Error(f"{where} is damaged: its vitrail section does not say which model it is")
+    if found > FORMAT:
+        raise Error(
+            f"{where} is of format {found} and this version of Vitrail reads formats up to "
+            f"{FORMAT}: update Vitrail"
+        )
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise Error(f"{path} cannot be read as JSON ({error})") from None
+    if not isinstance(content, dict):
+        raise Error(f"{path} is not a JSON object")
+    return content
+
+
+# Folders without a vitrail section
+
+
+def _open_loose_folder(path: Path) -> Checkpoint:
+    for name in INDEXES:
+        if (path / name).exists():
+            return _open_shards(path, name)
+    found = [path / name for name in (MODEL_FILE, "pytorch_model.bin") if (path / name).exists()]
+    found = found or sorted(p for p in path.iterdir() if p.suffix in SUFFIXES and p.is_file())
+    if not found:
+        raise Error(f"{path} holds no weights (none of {', '.join(SUFFIXES)})")
+    if len(found) > 1 and found[0].name != MODEL_FILE:
+        names = [p.name for p in found]
+        raise Error(f"{path} holds several files of weights ({listing(names)}): name one of them")
+    return _open_file(found[0])
+
+
+def _open_shards(path: Path, index: str) -> Checkpoint:
+    where = path / index
+    places = _json(where).get("weight_map")
+    if not isinstance(places, dict) or not all(isinstance(p, str) for p in places.values()):
+        raise Error(f"{where} has no weight_map from tensors to files")
+    content: dict[str, Any] = {}
+    for shard in sorted(set(places.values())):
+        if Path(shard).name != shard:
+            raise Error(f"{where} names the file {shard!r}, which is not in its own folder")
+        if not (path / shard).exists():
+            raise Error(f"{where} names {shard}, which is not there")
+        content |= _contents(path / shard)[0]
+    absent = [name for name in places if name not in content]
+    if absent:
+        raise WeightsError(f"{path} lacks {listing(absent)}, which {index} lists", missing=absent)
+    return _unwrapped(Checkpoint(str(path), {}), content)
+
+
+# Files
+
+
+def _open_file(path: Path) -> Checkpoint:
+    content, about = _contents(path)
+    return _unwrapped(Checkpoint(path.name, {}, about=about), content)
+
+
+def _contents(path: Path) -> tuple[Mapping[str, Any], dict[str, Any]]:
+    """What a file holds, and the ``vitrail`` section in it if there is one."""
+    try:
+        with path.open("rb") as file:
+            head = file.read(512)
+    except OSError as error:
+        raise Error(f"{path} cannot be read ({error.strerror})") from None
+    if not head:
+        raise Error(f"{path} is empty")
+    if head[:4] == b"PK\x03\x04":
+        return _read_archive(path), {}
+    if head[:1] == b"\x80" and head[1:2] in b"\2\3\4\5":
+        return _read_pickle(path), {}
+    if head[8:9] == b"{":
+        return _read_safetensors(path)
+    told = ""
+    with contextlib.suppress(UnicodeDecodeError):
+        lines = head[:200].decode("ascii").strip().splitlines()
+        told = f": it is text that begins {lines[0][:60]!r}" if lines else ""
+    raise Error(f"{path} is no checkpoint (safetensors, .npz or .pth){told}")
+
+
+def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    about: dict[str, Any] = {}
+    try:
+        with safe_open(path, framework="pt") as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            told = (file.metadata() or {}).get("vitrail")
+    except (SafetensorError, OSError, ValueError) as error:
+        raise Error(f"{path} is cut short or damaged ({error})") from None
+    if told is not None:
+        try:
+            about = json.loads(told)
+        except ValueError:
+            about = {}
+        _check_format(about, path)
+    return tensors, about
+
+
+def _read_archive(path: Path) -> Mapping[str, Any]:
+    """A zip file: numpy's `.npz` or torch's own."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            members = archive.infolist()
+            _check_bomb(path, sum(member.file_size for member in members))
+            if members and all(member.filename.endswith(".npy") for member in members):
+                return {m.filename.removesuffix(".npy"): _read_array(archive, m) for m in members}
+    except (zipfile.BadZipFile, zlib.error, EOFError, OSError, RuntimeError) as error:
+        raise Error(f"{path} is cut short or damaged ({error})") from None
+    if any(member.filename.endswith("/data.pkl") for member in members):
+        return _read_pickle(path)
+    raise Error(f"{path} is a zip file, but neither .npz nor a torch checkpoint")
+
+
+def _check_bomb(path: Path, declared: int) -> None:
+    if declared > 100 * path.stat().st_size and declared > 2**24:
+        raise Error(
+            f"{path} would unpack from {path.stat().st_size:,} to {declared:,} bytes, "
+            "which no file of weights does: not opened"
+        )
+
+
+def _read_array(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> Tensor:
+    """One `.npy`, its header checked against the size of the member before memory is taken."""
+    name = member.filename.removesuffix(".npy")
+    where = f"{archive.filename}: {name}"
+    with archive.open(member) as file:
+        try:
+            version = np.lib.format.read_magic(file)
+            shape, fortran, dtype = (
+                np.lib.format.read_array_header_1_0(file)
+                if version == (1, 0)
+                else np.lib.format.read_array_header_2_0(file)
+            )
+        except ValueError as error:
+            raise Error(f"{where} is no array ({error})") from None
+        if dtype.hasobject:
+            raise Error(f"{where} holds Python objects, which could run code: not opened")
+        count = 1
+        for side in shape:
+            count *= side
+        rest = file.read(member.file_size)
+        if min(shape, default=0) < 0 or len(rest) != count * dtype.itemsize:
+            raise Error(f"{where} is damaged: {len(rest)} bytes for shape {list(shape)}")
+    return _tensor(np.frombuffer(rest, dtype).reshape(shape, order="F" if fortran else "C"), where)
+
+
+def _tensor(array: np.ndarray, where: str) -> Tensor:
+    if array.dtype.kind == "V" and array.dtype.itemsize == 2:  # bfloat16, as numpy keeps it
+        return torch.from_numpy(array.view(np.int16).copy()).view(torch.bfloat16)
+    if array.dtype.kind not in "fiub":
+        raise Error(f"{where} holds {array.dtype}, not numbers")
+    native = array.astype(array.dtype.newbyteorder("="), order="C", copy=True)
+    return torch.from_numpy(native)
+
+
+def _read_pickle(path: Path) -> Mapping[str, Any]:
+    try:
+        # timm, DeiT and MAE keep their arguments beside the weights: a bag of plain values.
+        with warnings.catch_warnings(), torch.serialization.safe_globals([argparse.Namespace]):
+            warnings.simplefilter("ignore")
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # a hostile file can make the reader fail in any way
+        told = str(error)
+        if "eights" in told and "only" in told:
+            found = re.search(r"GLOBAL ([\w.]+)", told)
+            what = f" ({found[1]})" if found else ""
+            raise Error(
+                f"{path} holds Python objects besides tensors{what}, which could run code: nothing "
+                "in it was run; where it was made, save the state dict alone"
+            ) from None
+        reason = (told.splitlines() or [""])[0].split(". ")[0][:120]
+        raise Error(
+            f"{path} is cut short, damaged or no checkpoint ({type(error).__name__}: {reason})"
+        ) from None
+    if not isinstance(content, Mapping):
+        raise Error(f"{path} holds {_article(content)}, not a state dict")
+    return content
+
+
+def _article(content: Any) -> str:
+    return "a single tensor" if isinstance(content, Tensor) else f"a {type(content).__name__}"
+
+
+# Wrappers
+
+
+def _unwrapped(checkpoint: Checkpoint, content: Mapping[str, Any]) -> Checkpoint:
+    """Take off what trainers and wrappers put around a state dict, and say so."""
+    while not any(isinstance(value, (Tensor, np.ndarray)) for value in content.values()):
+        key = next((k for k in KEYS if isinstance(content.get(k), Mapping) and content[k]), None)
+        if key is None:
+            raise WeightsError(
+                f"{checkpoint.name} holds no tensors"
+                + (f", only {listing([str(name) for name in content])}" if content else "")
+            )
+        checkpoint.wrappers.append(key)
+        checkpoint.unread += [str(name) for name in content if name != key]
+        content = content[key]
+    tensors: dict[str, Tensor] = {}
+    for key, value in content.items():
+        if isinstance(value, np.ndarray):
+            value = _tensor(value, f"{checkpoint.name}: {key}")
+        if isinstance(value, Tensor):
+            tensors[str(key)] = value
+        else:
+            checkpoint.unread.append(str(key))
+    while prefix := next((p for p in PREFIXES if _all_behind(p, tensors)), None):
+        checkpoint.wrappers.append(prefix)
+        checkpoint.unread += [name for name in tensors if name.startswith("student.")]
+        tensors = {
+            name.removeprefix(prefix): tensor
+            for name, tensor in tensors.items()
+            if not name.startswith("student.")
+        }
+    checkpoint.tensors = tensors
+    return checkpoint
+
+
+def _all_behind(prefix: str, names: Mapping[str, Tensor]) -> bool:
+    """Whether a prefix is a wrapper: on every name, but for what may stand beside it."""
+    behind = {name for name in names if name.startswith(prefix)}
+    beside = set(names) - behind
+    if prefix == "teacher.":  # self-distillation saves both
+        beside = {name for name in beside if not name.startswith("student.")}
+    if prefix == "backbone.":  # the head stands outside of it
+        beside &= {name.removeprefix(prefix) for name in behind}
+    return bool(behind) and not beside

@@ -1,0 +1,169 @@
+"""Runs that are killed, stopped and repeated, with the real command in its own process."""
+
+import json
+import random
+import signal
+import time
+from pathlib import Path
+
+import pytest
+from safetensors.numpy import load_file
+
+from tests.commands import records, start, vitrail
+
+STEPS = 36
+TINY = ["--model", "vit_mu_patch7_28", "--steps", STEPS, "--batch-size", 16, "--save-every", 5]
+# Everything that draws random numbers: dropout, drop path, shifts, flips, mixup and cutmix.
+DRAWS = [
+    *("--set", "model.depth=2", "model.dropout=0.1", "model.drop_path=0.2"),
+    *("augment.crop=pad", "augment.pad=2", "augment.flip=0.5"),
+    *("target.mixup=0.2", "target.cutmix=1.0", "eval_every=12"),
+]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    """A small class folder: the first pictures of each class of the embedded data."""
+    from PIL import Image
+
+    from vitrail.data.sources import open_source
+
+    source = open_source("demo:fashion")
+    root = tmp_path_factory.mktemp("data")
+    taken: dict[int, int] = {}
+    for i in range(len(source)):
+        example = source.example(i)
+        count = taken.get(example.label, 0)
+        if count < 12:
+            taken[example.label] = count + 1
+            place = root / source.classes[example.label]
+            place.mkdir(exist_ok=True)
+            Image.fromarray(example.image).save(place / f"{count}.png")
+    return root
+
+
+@pytest.fixture(scope="module")
+def whole(folder, tmp_path_factory) -> Path:
+    """The run that nobody stopped."""
+    out = tmp_path_factory.mktemp("runs") / "whole"
+    vitrail("train", folder, "--out", out, *TINY, *DRAWS)
+    return out
+
+
+def assert_same_weights(one: Path, other: Path) -> None:
+    for name in ("model.safetensors", f"checkpoints/step-{STEPS:08d}.safetensors"):
+        left, right = load_file(one / name), load_file(other / name)
+        assert left.keys() == right.keys()
+        for key in left:
+            assert left[key].tobytes() == right[key].tobytes(), f"{name}: {key} differs"
+
+
+@pytest.mark.parametrize("seed", [1, 2, 3])
+def test_a_killed_run_goes_on_bit_for_bit(folder, whole, tmp_path, seed):
+    out = tmp_path / "out"
+    command = ["train", folder, "--out", out, *TINY, *DRAWS]
+    choose = random.Random(seed)
+    for at in sorted(choose.sample(range(3, STEPS), 2)):
+        process = start(*command)
+        while process.poll() is None:
+            if len(step_lines(out)) >= at:
+                break
+            time.sleep(0.002)
+        time.sleep(choose.random() * 0.02)
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+    vitrail(*command)
+    assert_same_weights(whole, out)
+    steps = [record["step"] for record in records(out, "step")]
+    assert steps == list(range(1, STEPS + 1))
+    losses = [[r["loss"] for r in records(run, "step")] for run in (whole, out)]
+    assert losses[0] == losses[1]
+    assert not list(out.rglob(".vitrail-tmp*"))
+
+
+def step_lines(out: Path) -> list[str]:
+    path = out / "metrics.jsonl"
+    return (
+        [line for line in path.read_text().splitlines() if '"step"' in line]
+        if path.exists()
+        else []
+    )
+
+
+def test_ctrl_c_saves_and_says_how_to_go_on(folder, whole, tmp_path):
+    out = tmp_path / "out"
+    command = ["train", folder, "--out", out, *TINY, *DRAWS]
+    process = start(*command)
+    while process.poll() is None and len(step_lines(out)) < 7:
+        time.sleep(0.002)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "everything is saved, and the same command goes on from there" in err
+    last = records(out, "step")[-1]["step"]
+    assert (out / f"checkpoints/step-{last:08d}.json").exists()
+    vitrail(*command)
+    assert_same_weights(whole, out)
+
+
+def test_the_command_after_the_end_does_nothing(folder, whole):
+    before = (whole / "model.safetensors").stat().st_mtime_ns
+    out, err = vitrail("train", folder, "--out", whole, *TINY, *DRAWS, "--json")
+    assert json.loads(out)["steps_this_run"] == 0
+    assert "finished after 36 steps" in err
+    assert (whole / "model.safetensors").stat().st_mtime_ns == before
+    assert records(whole, "done")[-1]["steps_this_run"] == 0
+
+
+def test_workers_and_saving_do_not_change_the_result(folder, whole, tmp_path):
+    out = tmp_path / "out"
+    often = [4 if word == 5 else word for word in TINY]
+    vitrail("train", folder, "--out", out, *often, *DRAWS, "--workers", 2)
+    assert_same_weights(whole, out)
+
+
+def test_other_settings_are_refused_by_name(folder, whole):
+    _, err = vitrail("train", folder, "--out", whole, *TINY, *DRAWS, "--lr", "0.5", status=2)
+    assert "optim.lr was 0.001" in err.replace("0.0005", "0.001")
+    assert "--overwrite" in err
+
+
+@pytest.mark.parametrize("change", ["added", "removed", "renamed", "relabelled", "contents"])
+def test_other_data_are_refused_naming_the_change(folder, tmp_path, change):
+    import shutil
+
+    data, out = tmp_path / "data", tmp_path / "out"
+    shutil.copytree(folder, data)
+    command = ["train", data, "--out", out, *TINY, "--set", "model.depth=1"]
+    vitrail(*[2 if word == STEPS else word for word in command])
+    victim = data / "Bag" / "3.png"
+    if change == "added":
+        shutil.copy(data / "Coat" / "1.png", data / "Bag" / "new.png")
+    elif change == "removed":
+        victim.unlink()
+    elif change == "renamed":
+        victim.rename(victim.with_name("other.png"))
+    elif change == "relabelled":
+        victim.rename(data / "Coat" / "moved.png")
+    else:
+        victim.write_bytes((data / "Coat" / "3.png").read_bytes())
+    _, err = vitrail(*[2 if word == STEPS else word for word in command], status=2)
+    assert "other data" in err
+    named = {"added": "new.png", "renamed": "other.png", "relabelled": "moved.png"}
+    assert named.get(change, "3.png") in err
+
+
+def test_a_damaged_checkpoint_falls_back_to_the_one_before(folder, whole, tmp_path):
+    import shutil
+
+    out = tmp_path / "out"
+    shutil.copytree(whole, out)
+    for name in ("config.json", "model.safetensors", "report.html"):
+        (out / name).unlink()
+    newest = out / f"checkpoints/step-{STEPS:08d}.safetensors"
+    broken = bytearray(newest.read_bytes())
+    broken[len(broken) // 2] ^= 4
+    newest.write_bytes(broken)
+    _, err = vitrail("train", folder, "--out", out, *TINY, *DRAWS)
+    assert "going back to the one before" in err
+    assert_same_weights(whole, out)

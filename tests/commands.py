@@ -15,7 +15,7 @@ QUIET = {"OMP_WAIT_POLICY": "passive", "OMP_NUM_THREADS": "1"}
 
 
 def start(*words: object, cwd: Path | None = None) -> subprocess.Popen:
-    """A `vitrail` process under way."""
+    """A `vitrail` process of its own, under way."""
     return subprocess.Popen(
         [sys.executable, "-m", "vitrail", *map(str, words)],
         stdout=subprocess.PIPE,
@@ -24,13 +24,6 @@ def start(*words: object, cwd: Path | None = None) -> subprocess.Popen:
         cwd=cwd,
         env={**os.environ, **QUIET, "PYTHONDONTWRITEBYTECODE": "1"},
     )
-
-
-def vitrail(*words: object, status: int = 0) -> tuple[str, str]:
-    """Run a `vitrail` command to its end in a process of its own; returns (stdout, stderr)."""
-    process = start(*words)
-    out, err = process.communicate(timeout=240)
-    return checked(process.returncode, out, err, status)
 
 
 def call(*words: object, status: int = 0) -> tuple[str, str]:

@@ -23,7 +23,19 @@ _HOMES = {
     "save_model": "vitrail.weights.folder",
     "train": "vitrail.recipes.run",
 }
-__all__ = [*sorted(_HOMES)]
+__all__ = [
+    "Classifier",
+    "Error",
+    "Recorded",
+    "Tape",
+    "WeightsError",
+    "create_model",
+    "list_models",
+    "load_model",
+    "load_weights",
+    "save_model",
+    "train",
+]
 
 if TYPE_CHECKING:
     from vitrail.kit.errors import Error, WeightsError

@@ -5,7 +5,7 @@ This is the one file that knows tyro. Results go to stdout, everything else to s
 saved; 1 is a bug of ours.
 """
 
-from __future__ import annotations  # tyro stands in the hints, and is imported when one is read
+from __future__ import annotations  # hints name tyro, which is imported when they are read
 
 import os
 
@@ -25,8 +25,6 @@ from vitrail import __version__
 from vitrail.kit.errors import Error, did_you_mean
 
 if TYPE_CHECKING:
-    import tyro
-
     from vitrail.data.sources import Source
     from vitrail.evaluation.accuracy import Accuracy
     from vitrail.models.base import ImageClassifier
@@ -42,44 +40,49 @@ Vision Transformers for image classification: train, evaluate, use.
 """
 
 
+def _arg(metavar: str) -> Any:
+    """How an option is shown; hints are only evaluated when a parser is built from them."""
+    import tyro
+
+    return tyro.conf.arg(metavar=metavar, help_behavior_hint="")
+
+
 def train(
-    data: Annotated[str, tyro.conf.arg(metavar="DATA")],
+    data: Annotated[str, _arg("DATA")],
     /,
     *,
-    out: Annotated[Path, tyro.conf.arg(metavar="DIR")],
-    model: Annotated[str | None, tyro.conf.arg(metavar="NAME")] = None,
-    weights: Annotated[str | None, tyro.conf.arg(metavar="SOURCE")] = None,
-    recipe: str | None = None,
-    epochs: float | None = None,
-    steps: int | None = None,
-    batch_size: int | None = None,
-    image_size: int | None = None,
-    lr: float | None = None,
+    out: Annotated[Path, _arg("DIR")],
+    model: Annotated[str | None, _arg("NAME")] = None,
+    weights: Annotated[str | None, _arg("SOURCE")] = None,
+    recipe: Annotated[str | None, _arg("NAME")] = None,
+    epochs: Annotated[float | None, _arg("N")] = None,
+    steps: Annotated[int | None, _arg("N")] = None,
+    batch_size: Annotated[int | None, _arg("N")] = None,
+    image_size: Annotated[int | None, _arg("PIXELS")] = None,
+    lr: Annotated[float | None, _arg("X")] = None,
     seed: int = 0,
     workers: int = 0,
-    save_every: int | None = None,
-    val_fraction: float | None = None,
-    device: Literal["cpu", "cuda"] | None = None,
+    save_every: Annotated[int | None, _arg("STEPS")] = None,
+    val_fraction: Annotated[float | None, _arg("X")] = None,
+    device: Annotated[Literal["cpu", "cuda"] | None, _arg("cpu|cuda")] = None,
     precision: Literal["fp32", "bf16", "fp16", "fp64"] = "fp32",
     compile: bool = False,
     ema: bool = True,
-    patience: int | None = None,
+    patience: Annotated[int | None, _arg("N")] = None,
     record_keys: bool = False,
     dry_run: bool = False,
     overwrite: bool = False,
     json: bool = False,
-    set: Annotated[tuple[str, ...], tyro.conf.arg(metavar="KEY=VALUE")] = (),
+    set: Annotated[tuple[str, ...], _arg("KEY=VALUE")] = (),
 ) -> int:
     """Train a model on labelled images; the same command again continues or does nothing.
 
     Example: vitrail train photos/ --model vit_tiny_patch16_224 --out runs/photos
 
     Args:
-        data: A folder with one folder a class (or train/, val/, test/ of such), a CSV or JSONL
-            with path and label, or demo:fashion.
+        data: A class folder (or train/, val/, test/ of such), CSV or JSONL, or demo:fashion.
         out: Where the model, the records and the report go. A folder of its own.
-        model: A name that `vitrail models` lists; by default the one in the folder that --weights
-            names, else vit_tiny_patch16_224.
+        model: From `vitrail models`; by default that of --weights, or vit_tiny_patch16_224.
         weights: A model folder or a checkpoint file to start from.
         recipe: scratch or finetune; finetune is the default with --weights.
         epochs: Length in passes over the training images; fitted to the data by default.
@@ -89,12 +92,12 @@ def train(
         lr: Peak learning rate; the recipe's by default.
         seed: Of weights, order, augmentation and split.
         workers: Processes that decode images; 0 decodes in the main one.
-        save_every: Steps between two checkpoints.
-        val_fraction: Share of the training images held out where there is no validation set.
-        device: cpu or cuda; the best there is by default.
+        save_every: Steps between checkpoints; a tenth of the run by default, at most 500.
+        val_fraction: Share of train to validate on, where there is no val; 0.1 by default.
+        device: The best there is by default.
         precision: Of the arithmetic.
         compile: Run the model through torch.compile.
-        ema: Average the weights over the steps; the average is evaluated and saved.
+        ema: Do without the average of the weights, which is what is evaluated and saved.
         patience: Stop after this many looks at the validation set without a better one.
         record_keys: Write the order of the images to keys.jsonl.
         dry_run: Say what would be done, and stop.
@@ -139,17 +142,17 @@ def train(
 
 
 def evaluate(
-    model: Annotated[str, tyro.conf.arg(metavar="MODEL")],
-    data: Annotated[str, tyro.conf.arg(metavar="DATA")],
+    model: Annotated[str, _arg("MODEL")],
+    data: Annotated[str, _arg("DATA")],
     /,
     *,
     split: str = "test",
     which: Literal["final", "best"] = "final",
     batch_size: int = 64,
     workers: int = 0,
-    device: Literal["cpu", "cuda"] | None = None,
+    device: Annotated[Literal["cpu", "cuda"] | None, _arg("cpu|cuda")] = None,
     json: bool = False,
-    out: Annotated[Path | None, tyro.conf.arg(metavar="DIR")] = None,
+    out: Annotated[Path | None, _arg("DIR")] = None,
 ) -> int:
     """Measure a model on labelled images: top-1, top-5, every class, what is taken for what.
 
@@ -162,7 +165,7 @@ def evaluate(
         which: The weights of the last step, or the best on validation.
         batch_size: Images at a time.
         workers: Processes that decode images.
-        device: cpu or cuda.
+        device: The best there is by default.
         json: Print one JSON object on stdout.
         out: A folder for evaluation.json and report.html.
     """
@@ -177,7 +180,7 @@ def evaluate(
     batches = eval_batches(source, opened.preprocessing, batch_size, workers=workers)
     result = measure(opened, batches, source.classes)
     if out is not None:
-        _write_evaluation(out, model, opened, source, split, result)
+        _write_evaluation(out, model, opened, split, result)
     if json:
         _print_json(result.to_json())
     else:
@@ -186,16 +189,16 @@ def evaluate(
 
 
 def predict(
-    model: Annotated[str, tyro.conf.arg(metavar="MODEL")],
-    images: Annotated[tuple[str, ...], tyro.conf.arg(metavar="IMAGES")],
+    model: Annotated[str, _arg("MODEL")],
+    images: Annotated[tuple[str, ...], _arg("IMAGES")],
     /,
     *,
     top: int = 5,
     format: Literal["table", "csv", "jsonl"] = "table",
-    out: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None,
+    out: Annotated[Path | None, _arg("FILE")] = None,
     which: Literal["final", "best"] = "final",
     batch_size: int = 32,
-    device: Literal["cpu", "cuda"] | None = None,
+    device: Annotated[Literal["cpu", "cuda"] | None, _arg("cpu|cuda")] = None,
 ) -> int:
     """Say what is on pictures: labels with probabilities, one line or record a picture.
 
@@ -209,7 +212,7 @@ def predict(
         out: Write here instead of to stdout.
         which: The weights of the last step, or the best on validation.
         batch_size: Pictures at a time.
-        device: cpu or cuda.
+        device: The best there is by default.
     """
     from vitrail.serving.classifier import Classifier
     from vitrail.serving.predict import find_images, predictions, write_table
@@ -223,7 +226,7 @@ def predict(
 
 
 def models(
-    pattern: Annotated[str, tyro.conf.arg(metavar="NAME")] = "*",
+    pattern: Annotated[str, _arg("NAME")] = "*",
     /,
     *,
     layers: bool = False,
@@ -252,8 +255,8 @@ def models(
 
 def demo(
     *,
-    out: Annotated[Path, tyro.conf.arg(metavar="DIR")] = Path("vitrail-demo"),
-    as_folder: Annotated[Path | None, tyro.conf.arg(metavar="DIR")] = None,
+    out: Annotated[Path, _arg("DIR")] = Path("vitrail-demo"),
+    as_folder: Annotated[Path | None, _arg("DIR")] = None,
     seed: int = 0,
     overwrite: bool = False,
 ) -> int:
@@ -323,9 +326,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     except KeyboardInterrupt as stop:
-        step = getattr(stop, "step", None)
-        saved = "" if step is None else f" after step {step:,}; everything is saved, and"
-        print(f"\nstopped{saved} the same command goes on from there", file=sys.stderr)
+        print(f"\n{stop or 'stopped'}", file=sys.stderr)
         return 130
     except BrokenPipeError:  # `vitrail models | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -337,7 +338,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _call(name: str, verb: Callable[..., int], argv: list[str]) -> int:
-    global tyro
     import tyro
 
     return tyro.cli(
@@ -404,16 +404,14 @@ def _split_to_measure(model: str, data: str, split: str) -> Source:
 
 
 def _write_evaluation(
-    out: Path, name: str, model: ImageClassifier, source: Source, split: str, result: Accuracy
+    out: Path, name: str, model: ImageClassifier, split: str, result: Accuracy
 ) -> None:
     """Leave ``evaluation.json`` and ``report.html`` in a folder."""
-    from vitrail.data.loader import eval_batches
     from vitrail.kit.files import write_text_whole
-    from vitrail.training.report import looks, write_report
+    from vitrail.training.report import attention_looks, write_report
 
     out.mkdir(parents=True, exist_ok=True)
     write_text_whole(out / "evaluation.json", json.dumps(result.to_json(), ensure_ascii=False))
-    first = next(iter(eval_batches(source, model.preprocessing, 64)))
     write_report(
         out / "report.html",
         model=name,
@@ -421,7 +419,8 @@ def _write_evaluation(
         result=result,
         split=split,
         weights=f"the weights of {name}",
-        attention=looks(model, first, result),
+        parameters=sum(p.numel() for p in model.parameters()),
+        attention=attention_looks(model, result),
         footer=f"Vitrail {__version__}",
     )
 
@@ -451,7 +450,7 @@ def _print_json(value: Any) -> None:
 
 def _print_rows(columns: dict[str, str], rows: Sequence[dict[str, Any]]) -> None:
     """Rows as a table: ``columns`` from field to format, numbers right-aligned."""
-    cells = [[format(row[name], form) for name, form in columns.items()] for row in rows]
+    cells = [[_cell(row[name], form) for name, form in columns.items()] for row in rows]
     table = [list(columns), *cells]
     widths = [max(len(row[i]) for row in table) for i in range(len(columns))]
     for row in table:
@@ -460,6 +459,12 @@ def _print_rows(columns: dict[str, str], rows: Sequence[dict[str, Any]]) -> None
             for cell, width, form in zip(row, widths, columns.values(), strict=True)
         ]
         print("  ".join(padded).rstrip())
+
+
+def _cell(value: Any, form: str) -> str:
+    if isinstance(value, list | tuple):  # a shape, or names
+        return ("x" if all(isinstance(item, int) for item in value) else " ").join(map(str, value))
+    return format(value, form)
 
 
 def _print_accuracy(result: Accuracy) -> None:

@@ -101,6 +101,8 @@ def test_sixteen_bit_grey_is_scaled_and_not_clipped(kind):
     pixels = decode(encoded(Image.fromarray(values), kind))
     np.testing.assert_array_equal(pixels[..., 0], np.arange(256).reshape(16, 16))
     assert (pixels == pixels[..., :1]).all()
+    near = Image.fromarray(np.array([[120, 128, 129, 65400, 65406, 65407]], np.uint16))
+    assert decode(encoded(near, kind))[0, :, 0].tolist() == [0, 0, 1, 254, 254, 255]
 
 
 def test_sixteen_bit_pgm_and_big_endian_tiff():

@@ -162,12 +162,16 @@ def test_mistakes_are_the_most_confident_ones_with_their_pictures():
     assert evaluate(model, batches_of(pixels, labels), mistakes=0).mistakes() == []
 
 
-def test_examples_show_every_class_although_folders_are_sorted_by_class():
+@pytest.mark.parametrize(("asked", "each"), [(16, 2), (15, 1), (8, 1)])
+def test_examples_show_every_class_although_folders_are_sorted_by_class(asked, each):
     labels = np.repeat(np.arange(8), 30)
     pixels = np.eye(8, dtype=int)[labels] * 200
-    found = evaluate(ReadsItsAnswer(NAMES), batches_of(pixels, labels), examples=16)
-    assert [example.label for example in found.examples] == [n for n in NAMES for _ in range(2)]
-    assert [example.key for example in found.examples][:4] == ["0.png", "1.png", "30.png", "31.png"]
+    found = evaluate(ReadsItsAnswer(NAMES), batches_of(pixels, labels), examples=asked)
+    assert [example.label for example in found.examples] == [n for n in NAMES for _ in range(each)]
+    first = [f"{30 * label + i}.png" for label in range(8) for i in range(each)]
+    assert [example.key for example in found.examples] == first
+    few = evaluate(ReadsItsAnswer(NAMES), batches_of(pixels, labels), examples=3)
+    assert [example.label for example in few.examples] == NAMES[:3]
 
 
 def test_skipped_images_are_left_out_and_named():

@@ -54,7 +54,9 @@ def test_equal_content_gives_equal_bytes_whatever_matplotlib_is_set_to():
     import matplotlib
 
     before = a_page().html()
-    with matplotlib.rc_context({"lines.linewidth": 9, "svg.fonttype": "path", "font.size": 30}):
+    with matplotlib.rc_context(
+        {"lines.linewidth": 9, "svg.fonttype": "path", "axes.labelsize": 30}
+    ):
         assert a_page().html() == before
         assert matplotlib.rcParams["lines.linewidth"] == 9
 

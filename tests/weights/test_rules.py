@@ -40,7 +40,7 @@ def test_google_there_and_back(model, newer):
     rules, ours = google.rules(model.config, newer), model.state_dict()
     there = to_theirs(rules, ours)
     back = to_ours(rules, there)
-    assert not (back.unknown or back.lacking or back.misshapen)
+    assert [] == back.unknown == back.lacking == back.misshapen
     assert back.tensors.keys() == ours.keys()
     assert all(torch.equal(back.tensors[name], ours[name]) for name in ours)
     # nothing is written twice, nothing is left out: as many numbers there as here

@@ -10,6 +10,7 @@ reduced scale), all else through Pillow's reader of that one format. Special her
 """
 
 import io
+import re
 import struct
 import zlib
 from collections.abc import Callable
@@ -51,6 +52,8 @@ _JPEG_SUFFIXES = {".jpg", ".jpeg", ".jpe", ".jfif"}
 _OTHER_SUFFIXES = {".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".pbm", ".pnm"}
 SUFFIXES = frozenset(_JPEG_SUFFIXES | _OTHER_SUFFIXES)
 
+# Pillow reads comments byte by byte; a PPM's size must be found without reading through megabytes.
+_PPM_SIZE = re.compile(rb"P[1-6](?:\s|#[^\n]*\n)+\d+(?:\s|#[^\n]*\n)+\d+\s")
 _ORIENTATION = 0x0112  # the EXIF tag
 _CUT_SHORT = "the file is cut short"
 _TO_BYTE = ((np.arange(65536) * 255 + 32767) // 65535).astype(np.uint8)  # 16 bits to 8, rounded
@@ -76,7 +79,7 @@ def decode(data: bytes, min_size: int | None = None, max_pixels: int = MAX_PIXEL
         head = _jpeg_head(data)
         _check_jpeg(data, head, max_pixels)
         if head.components in (1, 3):
-            return _upright(_jpeg_pixels(data, min_size), head.orientation)
+            return _upright(_jpeg_pixels(data, min_size, max_pixels), head.orientation)
         return _upright(_pixels(data, kind, max_pixels)[0], head.orientation)
     if kind == "PNG":
         _check_png(data)
@@ -222,19 +225,14 @@ def _check_jpeg(data: bytes, head: _JpegHead, max_pixels: int) -> None:
         raise Error(f"a JPEG of more than {MAX_SCANS} scans")
 
 
-def _jpeg_pixels(data: bytes, min_size: int | None) -> np.ndarray:
+def _jpeg_pixels(data: bytes, min_size: int | None, max_pixels: int) -> np.ndarray:
     least = min_size or 0
     try:
         return simplejpeg.decode_jpeg(data, "RGB", min_height=least, min_width=least)
     except Exception as error:
         reason = str(error)
-    try:
-        if any(words in reason for words in _HARMLESS):
-            return simplejpeg.decode_jpeg(
-                data, "RGB", min_height=least, min_width=least, strict=False
-            )
-    except Exception as error:
-        reason = str(error)
+    if any(words in reason for words in _HARMLESS):
+        return _pixels(data, "JPEG", max_pixels)[0]  # libjpeg too, and it does not mind
     if "Premature end of JPEG file" in reason:
         raise Error(_CUT_SHORT)
     raise Error(f"its JPEG data are damaged ({reason.removeprefix('Corrupt JPEG data: ')})")
@@ -280,6 +278,8 @@ def _webp_canvas(data: bytes) -> tuple[int, int] | None:
 def _reader(data: bytes, kind: str, max_pixels: int | None = None) -> ImageFile.ImageFile:
     if max_pixels is not None and kind == "WebP" and (canvas := _webp_canvas(data)):
         _check_area(*canvas, max_pixels)
+    if kind == "PPM" and not _PPM_SIZE.match(data, 0, 4096):
+        raise Error("its PPM header is damaged (no size in the first 4096 bytes)")
     try:
         image = _READERS[kind](io.BytesIO(data))
     except Exception as error:

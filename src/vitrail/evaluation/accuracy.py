@@ -146,7 +146,8 @@ def evaluate(
         classes: the data's class names, which are matched with the model's as `align` does. None,
             or a model without labels, takes the data's class numbers for the model's.
         mistakes: of how many of the most confident mistakes to keep the pictures.
-        examples: of how many images to keep the pictures besides, equally many of each class.
+        examples: of at most how many images to keep the pictures besides, the first of each
+            class and equally many of each.
 
     Raises:
         Error: classes that the model does not know, no image that could be read, a class number
@@ -178,7 +179,7 @@ class _Tally:
         self.places = align(classes, model.labels) if classes and model.labels else None
         self.names = _names(model, classes)
         self.most_mistakes, self.most_examples = mistakes, examples
-        self.of_a_class = -(-examples // max(1, len(classes or self.names)))
+        self.of_a_class = max(1, examples // max(1, len(classes or self.names)))
         self.worst: list[tuple[float, int, Answer]] = []  # a heap, the least confident on top
         self.examples: list[Answer] = []
         self.examples_of = Counter[int]()

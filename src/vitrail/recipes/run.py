@@ -84,7 +84,8 @@ def train(
     display, output = Display(quiet), Output(out)
     engine = Engine(device, precision)
     held_out = VAL_FRACTION if val_fraction is None else val_fraction
-    opened = _open(data, held_out, seed)
+    with display.busy("looking at the data"):
+        opened = _open(data, held_out, seed)
     chosen = choose_recipe(
         recipe or ("finetune" if weights else "scratch"),
         Situation(

@@ -3,8 +3,10 @@
 Everything goes to stderr; stdout belongs to results.
 """
 
+import contextlib
 import sys
 import time
+from collections.abc import Iterator
 from typing import Self
 
 from rich.console import Console
@@ -36,6 +38,12 @@ class Display:
             self._bar.console.print(line, markup=False, soft_wrap=True)
         else:
             print(line, file=sys.stderr, flush=True)
+
+    @contextlib.contextmanager
+    def busy(self, what: str) -> Iterator[None]:
+        """In a terminal, a line that says what takes its time, and goes when it is done."""
+        with self.console.status(what) if self.live else contextlib.nullcontext():
+            yield
 
     def start(self, done: int, total: int) -> Self:
         """Begin at step ``done`` of ``total``."""

@@ -7,13 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from vitrail import __version__
-from vitrail.data.loader import eval_batches
 from vitrail.evaluation.accuracy import Accuracy
 from vitrail.training.display import Display, duration
 from vitrail.training.ledger import Ledger
 from vitrail.training.loop import Session, measure
 from vitrail.training.output import Output
-from vitrail.training.report import looks, write_report
+from vitrail.training.report import attention_looks, write_report
 from vitrail.weights.folder import save_model
 
 PICTURES = 12  # attention pictures in a report
@@ -166,12 +165,7 @@ def _report(
     state, progress = session.state, session.state.progress
     model, split = state.model, next(iter(results), "test")
     result = results.get(split)
-    attention = []
-    if result is not None:
-        source = session.data.test if split == "test" else session.data.val
-        assert source is not None
-        first = next(iter(eval_batches(source, model.preprocessing, batch_size=64)))
-        attention = looks(model, first, result, most=PICTURES)
+    attention = [] if result is None else attention_looks(model, result, most=PICTURES)
     write_report(
         session.output.path / "report.html",
         model=state.recipe.model.name,
@@ -181,6 +175,7 @@ def _report(
         weights="the averaged weights of the last step"
         if state.ema is not None
         else "the weights of the last step",
+        parameters=sum(p.numel() for p in model.parameters()),
         attention=attention,
         data={**data, "skipped": list(progress.skipped.items())},
         settings=state.recipe.to_json(),

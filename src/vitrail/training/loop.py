@@ -107,7 +107,10 @@ class Interrupted(KeyboardInterrupt):
     """Ctrl-C or a polite kill, after everything was saved; `step` says where the run stands."""
 
     def __init__(self, step: int):
-        super().__init__(f"stopped after step {step}")
+        super().__init__(
+            f"stopped after step {step:,}; everything is saved, and the same command goes on "
+            "from there"
+        )
         self.step = step
 
 

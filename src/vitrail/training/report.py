@@ -71,11 +71,6 @@ def attention_looks(model: ImageClassifier, result: Accuracy, most: int = 12) ->
     ]
 
 
-def looks(model: ImageClassifier, _batch: object, result: Accuracy, most: int = 12) -> list[Look]:
-    """`attention_looks`, for callers that still hand over a batch."""
-    return attention_looks(model, result, most)
-
-
 def write_report(
     path: Path | str,
     *,
@@ -145,7 +140,8 @@ def _lead(result: Accuracy | None, split: str, weights: str) -> str:
     low, high = interval(result.top1, result.n)
     return (
         f"Measured on {result.n:,} {split} images with {weights}. "
-        f"The 95 % interval for so many images: {_percent(low, 1)} to {_percent(high, 1)}."
+        f"The {_percent(0.95, 0)} interval for so many images: {_percent(low, 1)} to "
+        f"{_percent(high, 1)}."
     )
 
 
@@ -302,7 +298,7 @@ def _curves(section: Section, records: Sequence[Mapping[str, Any]]) -> None:
                 _line("training", steps, "accuracy"),
                 _line("validation", evals, "top1", "highest"),
                 # With at most five classes top-5 is always 1.
-                _line("validation, top-5", [r for r in evals if r.get("top5") != 1], "top5"),
+                _line("top-5", [r for r in evals if r.get("top5") != 1], "top5"),
             ],
         ),
     ]

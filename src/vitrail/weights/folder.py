@@ -7,7 +7,9 @@ that a damaged file is refused; while a new file moves in, the config knows both
 
 import json
 import os
-from collections.abc import Callable, Mapping, Sequence
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -76,22 +78,23 @@ def save_model(
     if "vitrail" not in before:
         raise Error(f"{folder} holds another library's model: save into another folder")
     section = _settled(folder, before["vitrail"])
-    staged = _stage(folder / weights_file, lambda path: _write_weights(model, path, about))
-    try:
+    tensors = {name: t.detach().cpu().contiguous() for name, t in model.state_dict().items()}
+    needed = sum(tensor.nbytes for tensor in tensors.values())
+    with _staging(folder, needed) as work:
+        staged = work / weights_file
+        save_file(tensors, staged, metadata={"format": "pt", "vitrail": json.dumps(about)})
+        _flush(staged)
         key, new = DIGESTS[weights_file], digest(staged)
         if section:
             incoming = {"incoming": {weights_file: new}}
-            _write_config(folder, {**before, "vitrail": section | incoming})
+            _move_config(work, folder, {**before, "vitrail": section | incoming})
         if any(section.get(what) != about[what] for what in ("family", "config")):
             section = {}
         if weights_file == MODEL_FILE:
             section = _best(folder, section)
-        _rename(staged, folder / weights_file)
-    finally:
-        staged.unlink(missing_ok=True)
-    _write_config(
-        folder, _timm_part(model, about) | {"vitrail": section | about | {key: new} | added}
-    )
+        _move(staged, folder)
+        section |= about | {key: new} | added
+        _move_config(work, folder, _timm_part(model, about) | {"vitrail": section})
     return folder
 
 
@@ -103,7 +106,9 @@ def update_details(folder: Path | str, **details: Any) -> None:
     """
     added, section = _details(details), read_section(folder)
     config = {**read_config(folder), "vitrail": section | added}
-    _write_config(Path(folder).expanduser(), config)
+    folder = Path(folder).expanduser()
+    with _staging(folder) as work:
+        _move_config(work, folder, config)
 
 
 def load_model(source: Source, name: str | None = None, which: str = "final") -> ImageClassifier:
@@ -117,7 +122,7 @@ def load_model(source: Source, name: str | None = None, which: str = "final") ->
         which: ``final``, or ``best`` for a folder's `best.safetensors` where it has one.
 
     Returns:
-        The model in eval mode with `labels` and `preprocessing`.
+        The model in float32 and eval mode, with `labels` and `preprocessing`.
 
     Raises:
         Error: nothing there, damaged, of a newer format, or in need of a name.
@@ -208,37 +213,50 @@ def _settled(folder: Path, section: dict[str, Any]) -> dict[str, Any]:
 # How it is written
 
 
-def _write_weights(model: ImageClassifier, path: Path, about: Mapping[str, Any]) -> None:
-    tensors = {k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}
-    save_file(tensors, path, metadata={"format": "pt", "vitrail": json.dumps(about)})
+@contextmanager
+def _staging(folder: Path, needed: int = 0) -> Iterator[Path]:
+    """A folder inside of this one to write in, gone afterwards, and after a kill with the next.
 
-
-def _write_config(folder: Path, config: Mapping[str, Any]) -> None:
-    text = json.dumps(config, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
-    target = folder / "config.json"
-    _rename(_stage(target, lambda path: path.write_text(text, encoding="utf-8")), target)
-
-
-def _stage(target: Path, write: Callable[[Path], Any]) -> Path:
-    """Write a file beside its target and flush it to the disk; nothing is left of a failure."""
-    staged = target.with_name(f".{target.name}.tmp")
+    Raises:
+        Error: what is done inside fails for want of room or of the right to write.
+    """
+    work = folder / ".saving"
+    shutil.rmtree(work, ignore_errors=True)
     try:
-        write(staged)
-        with staged.open("rb+") as file:
-            os.fsync(file.fileno())
-    except BaseException as error:
-        staged.unlink(missing_ok=True)
-        if isinstance(error, (OSError, SafetensorError)):
-            raise Error(
-                f"{target} cannot be written ({error}); what was there before is as it was"
-            ) from None
-        raise
-    return staged
+        work.mkdir()
+        yield work
+    except (OSError, SafetensorError) as error:
+        reason = str(error)
+        if "No space left" in reason or "too large" in reason:
+            free = shutil.disk_usage(folder).free
+            reason = f"no room{f' for {needed:,} bytes' * bool(needed)}, {free:,} are free"
+        raise Error(
+            f"{folder} cannot be written ({reason}); what was there before is as it was"
+        ) from None
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
 
 
-def _rename(staged: Path, target: Path) -> None:
-    os.replace(staged, target)
-    handle = os.open(target.parent, os.O_RDONLY)
+def _move_config(work: Path, folder: Path, config: Mapping[str, Any]) -> None:
+    text = json.dumps(config, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    staged = work / "config.json"
+    staged.write_text(text, encoding="utf-8")
+    _flush(staged)
+    _move(staged, folder)
+
+
+def _flush(staged: Path) -> None:
+    """Onto the disk, with the permissions of any other file (safetensors makes it private)."""
+    plain = staged.with_name("plain")
+    plain.touch()
+    staged.chmod(plain.stat().st_mode)
+    with staged.open("rb+") as file:
+        os.fsync(file.fileno())
+
+
+def _move(staged: Path, folder: Path) -> None:
+    os.replace(staged, folder / staged.name)
+    handle = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(handle)
     finally:

@@ -133,6 +133,7 @@ def _unstack(plain: dict[str, Tensor], names: dict[str, str]) -> None:
 
 
 def _hwio_to_oihw(kernel: Tensor) -> Tensor:
+    _check_axes(kernel, 4, "rows, columns, in, out")
     return kernel.permute(3, 2, 0, 1)
 
 
@@ -141,8 +142,7 @@ def _oihw_to_hwio(weight: Tensor) -> Tensor:
 
 
 def _transposed(kernel: Tensor) -> Tensor:
-    if kernel.ndim != 2:
-        raise ValueError("a kernel has the two axes in, out")
+    _check_axes(kernel, 2, "in, out")
     return kernel.T
 
 
@@ -179,6 +179,11 @@ def _attention(
     return [*made, out, Rule(f"{theirs}/out/bias", f"{ours}.proj.bias")]
 
 
+def _check_axes(array: Tensor, count: int, axes: str) -> None:
+    if array.ndim != count:
+        raise ValueError(f"{list(array.shape)} in the file, which should be [{axes}]")
+
+
 def _check_heads(found: int, heads: int) -> None:
     # Another number of heads gives tensors of the very same shapes, and other logits.
     if found != heads:
@@ -188,8 +193,7 @@ def _check_heads(found: int, heads: int) -> None:
 def _stack_kernels(heads: int) -> Callable[..., Tensor]:
     def stack(*kernels: Tensor) -> Tensor:
         for kernel in kernels:
-            if kernel.ndim != 3:
-                raise ValueError("a kernel has the three axes width, heads, width of a head")
+            _check_axes(kernel, 3, "width, heads, width of a head")
             _check_heads(kernel.shape[1], heads)
         return torch.cat([kernel.flatten(1).T for kernel in kernels])
 
@@ -199,6 +203,7 @@ def _stack_kernels(heads: int) -> Callable[..., Tensor]:
 def _stack_biases(heads: int) -> Callable[..., Tensor]:
     def stack(*biases: Tensor) -> Tensor:
         for bias in biases:
+            _check_axes(bias, 2, "heads, width of a head")
             _check_heads(bias.shape[0], heads)
         return torch.cat([bias.flatten() for bias in biases])
 
@@ -217,8 +222,7 @@ def _split(heads: int, count: int) -> Callable[[Tensor], tuple[Tensor, ...]]:
 
 def _join_out(heads: int) -> Callable[[Tensor], Tensor]:
     def join(kernel: Tensor) -> Tensor:
-        if kernel.ndim != 3:
-            raise ValueError("a kernel has the three axes heads, width of a head, width")
+        _check_axes(kernel, 3, "heads, width of a head, width")
         _check_heads(kernel.shape[0], heads)
         return kernel.flatten(0, 1).T
 

@@ -6,29 +6,27 @@ was. Position tables are resized as their family does.
 """
 
 import dataclasses
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from vitrail.kit.errors import Error, WeightsError, did_you_mean, listing
 from vitrail.kit.preprocess import Preprocessing
 from vitrail.models import zoo
-from vitrail.models.base import ImageClassifier, height_width
+from vitrail.models.base import ImageClassifier
 from vitrail.models.parts import ACTIVATIONS, Attention, Mlp
-from vitrail.models.vit import FIXED_TABLES
 from vitrail.weights import google, timm
-from vitrail.weights.positions import fit_positions
+from vitrail.weights.fit import fit_tensors, ready_tensors
 from vitrail.weights.read import Checkpoint, open_checkpoint
 from vitrail.weights.report import LoadReport
-from vitrail.weights.rules import Reading, Translation, misfit, to_ours, under
+from vitrail.weights.rules import Reading, under
 
 Source = Path | str | Mapping[str, Any]
 
 FAMILIES = (google.recognise, timm.recognise)
-HEADS = ("head",)  # what `fresh` zero-initialises instead of leaving it as it is
 NUMERICS = ("activation", "norm_eps", "attention_scale", "position_resize")
 
 # A name, or the beginning of one, that gives away a family which is not read yet.
@@ -96,8 +94,8 @@ def load_checkpoint(
     report.dropped = list(reading.dropped)
     report.notes = list(reading.notes)
     how = reading.resize if numerics == "file" else reading.resize_kept
-    tensors = _fitting(model, checkpoint, reading, fresh, how, report)
-    ready = _ready(model, tensors, reading, report)
+    tensors = fit_tensors(model, checkpoint, reading, fresh, how, report)
+    ready = ready_tensors(model, tensors, report)
     # Nothing below can fail: from here on the model changes.
     if numerics == "file":
         report.numerics = set_numerics(model, reading.numerics)
@@ -217,176 +215,6 @@ def _own(checkpoint: Checkpoint, model: ImageClassifier) -> Reading:
     )
 
 
-# Fitting: from the file's tensors to the model's, without touching the model
-
-
-def _fitting(
-    model: ImageClassifier,
-    checkpoint: Checkpoint,
-    reading: Reading,
-    roots: Collection[str],
-    how: str,
-    report: LoadReport,
-) -> dict[str, Tensor]:
-    """The tensors that go into the model, by our names, all of the right shape."""
-    own = model.state_dict()
-    found = to_ours(reading.rules, reading.tensors)
-    mismatched = list(found.misshapen)
-    if "pos_embed" in found.tensors and "pos_embed" in own and not under("pos_embed", roots):
-        mismatched += _fit_table(model, checkpoint, reading, found, how, report)
-    tensors, unexpected = {}, [reading.in_file(name) for name in found.unknown]
-    for name, tensor in found.tensors.items():
-        origin = [reading.in_file(part) for part in found.origin[name]]
-        if under(name, roots) or (name not in own and under(name, reading.droppable)):
-            report.dropped += origin
-        elif name not in own:
-            unexpected += origin
-        elif tensor.shape != own[name].shape:
-            mismatched.append(
-                f"{name}: {list(tensor.shape)} in the file, {list(own[name].shape)} in the model"
-            )
-        else:
-            tensors[name] = tensor
-    report.fresh = [name for name in own if under(name, roots)]
-    made = {*tensors, *report.fresh, *(entry.split(":")[0] for entry in mismatched)}
-    missing = [name for name in own if name not in made and not _computed(model, name)]
-    if missing or unexpected or mismatched:
-        raise _misfit(model, checkpoint, found, missing, unexpected, mismatched)
-    _note_what_is_left(model, found, own, report)
-    report.resized = [name for name in report.resized if name in tensors]
-    report.matched = [name for name in own if name in tensors and name not in report.resized]
-    return tensors
-
-
-def _fit_table(
-    model: ImageClassifier,
-    checkpoint: Checkpoint,
-    reading: Reading,
-    found: Translation,
-    how: str,
-    report: LoadReport,
-) -> list[str]:
-    """Fit the position table among the found tensors; what does not fit, in words."""
-    tensors = found.tensors
-    alike = checkpoint.live and reading.family == "timm"
-    try:
-        fitted = fit_positions(tensors, model.config, how, _grid(checkpoint), alike)
-    except ValueError as error:
-        del tensors["pos_embed"]
-        return [f"pos_embed: {error}"]
-    tensors["pos_embed"] = fitted.table
-    own = model.state_dict()
-    for name, rows in fitted.added.items():
-        if tensors[name].shape == rows.shape:
-            exact = torch.promote_types(own[name].dtype, rows.dtype)
-            tensors[name] = tensors[name].to(exact) + rows.to(exact)
-    if fitted.resized:
-        report.resized.append("pos_embed")
-        report.notes.append(f"pos_embed: {fitted.resized}")
-    report.notes += fitted.notes
-    return []
-
-
-def _grid(checkpoint: Checkpoint) -> tuple[int, int] | None:
-    """The grid of the file's position table, where something beside the tensors says it."""
-    size = checkpoint.about.get("config", {}).get("image_size") or checkpoint.timm.get("image_size")
-    kernel = checkpoint.tensors.get("patch_embed.proj.weight")
-    if size is None or kernel is None or kernel.ndim != 4:
-        return None
-    height, width = height_width(size)
-    return height // kernel.shape[-2], width // kernel.shape[-1]
-
-
-def _computed(model: ImageClassifier, name: str) -> bool:
-    """Whether a tensor is a table that the model computes itself."""
-    return name == "pos_embed" and getattr(model.config, "position", "") in FIXED_TABLES
-
-
-def _misfit(
-    model: ImageClassifier,
-    checkpoint: Checkpoint,
-    found: Translation,
-    missing: list[str],
-    unexpected: list[str],
-    mismatched: list[str],
-) -> WeightsError:
-    heads = [entry for entry in mismatched if under(entry.split(":")[0], HEADS)]
-    bias = found.tensors.get("head.bias")
-    hint = ""
-    if heads and bias is not None:
-        hint = (
-            f"for a new head, load_weights(..., fresh=('head',)); for the file's, create the model "
-            f"with num_classes={len(bias)}"
-        )
-        if not (missing or unexpected) and len(heads) == len(mismatched):
-            message = (
-                f"{checkpoint.name} has a head of {len(bias)} classes and the model one of "
-                f"{model.num_classes}: {hint}"
-            )
-            return WeightsError(message, mismatched=mismatched)
-    elif missing and all(under(name, HEADS) for name in missing) and not (unexpected or mismatched):
-        message = (
-            f"{checkpoint.name} has no head: load_weights(..., fresh=('head',)) begins with a zero "
-            "one, a model with num_classes=0 does without"
-        )
-        return WeightsError(message, missing=missing)
-    elif found.lacking:
-        hint = f"the file lacks {listing(found.lacking)}"
-    elif missing and not (unexpected or mismatched):
-        hint = "to begin with them as they are, name them in fresh"
-    return misfit(checkpoint.name, missing, unexpected, mismatched, hint)
-
-
-def _note_what_is_left(
-    model: ImageClassifier, found: Translation, own: Mapping[str, Tensor], report: LoadReport
-) -> None:
-    dropped_layer = any(under(name, ["pre_logits"]) and name not in own for name in found.tensors)
-    if dropped_layer and "head.weight" in own and "head.weight" not in report.fresh:
-        report.notes.append(
-            "the file's head was trained behind a pre_logits layer, which the model lacks: create "
-            "it with pre_logits=True for the file's predictions"
-        )
-    if "cls_token" in found.tensors and "cls_token" not in own:
-        report.notes.append("the model has no class token: the file's is left out")
-    for name in own:
-        if _computed(model, name) and name not in found.tensors:
-            report.notes.append(f"{name} is not in the file: the model computes it")
-
-
-def _ready(
-    model: ImageClassifier, tensors: Mapping[str, Tensor], reading: Reading, report: LoadReport
-) -> dict[str, Tensor]:
-    """The values to be copied, in the model's dtype, all of them finite; fresh heads are zero."""
-    own = model.state_dict()
-    ready, bad, cast = {}, [], {}
-    for name, tensor in tensors.items():
-        if own[name].is_floating_point() and not tensor.is_floating_point():
-            raise WeightsError(f"{report.source}: {name} holds {tensor.dtype}, which is no weight")
-        if tensor.is_meta or tensor.layout != torch.strided:
-            raise WeightsError(f"{report.source}: {name} is not an ordinary tensor with values")
-        ready[name] = tensor.detach().to(own[name].dtype)
-        if tensor.dtype != own[name].dtype:
-            cast.setdefault((tensor.dtype, own[name].dtype), []).append(name)
-        if not torch.isfinite(ready[name]).all():
-            bad.append(name)
-    if bad:
-        raise WeightsError(
-            f"{report.source} is spoilt: NaN or infinite values in {listing(bad)}", mismatched=bad
-        )
-    for (old, new), names in cast.items():
-        report.notes.append(f"{len(names)} tensors cast from {_short(old)} to {_short(new)}")
-    head = ready.get("head.weight")
-    if head is not None and not head.any():
-        report.notes.append(
-            "the file's head is all zeros, as in Google's ImageNet-21k files: it predicts nothing "
-            "before it is trained"
-        )
-    for name in report.fresh:
-        if under(name, HEADS):
-            ready[name] = torch.zeros_like(own[name])
-    return ready
-
-
 def _set_surroundings(
     model: ImageClassifier, checkpoint: Checkpoint, reading: Reading, report: LoadReport
 ) -> None:
@@ -408,7 +236,3 @@ def _set_surroundings(
         model.set_labels(labels)
     if checkpoint.unread:
         report.notes.append(f"not read: {listing(checkpoint.unread)}")
-
-
-def _short(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")

@@ -57,15 +57,14 @@ def fit_positions(
     if table.ndim != 3 or table.shape[0] != 1 or table.shape[2] != config.width:
         raise ValueError(f"{list(table.shape)} in the file, [1, rows, {config.width}] in the model")
     table = table if table.dtype == torch.float64 else table.float()
-    class_rows = int("cls_token" in tensors)
+    class_rows = int("cls_token" in tensors or config.has_class_token)
     registers = tensors["reg_token"].shape[1] if "reg_token" in tensors else 0
     kept = config.prefix if config.position_on_prefix else 0
-    counts = [
-        n
-        for n in (kept, 0, class_rows, class_rows + registers)
-        if n in (0, class_rows, class_rows + registers)
-    ]
-    prefix, old = _layout(table.shape[1], counts, config.grid, grid, alike)
+    usual = (0, class_rows, class_rows + registers)
+    counts = [kept, *usual] if kept in usual else [*usual]
+    if alike and table.shape[1] == kept + config.grid[0] * config.grid[1]:
+        grid = config.grid
+    prefix, old = _layout(table.shape[1], counts, config.grid, grid)
     if config.position in FIXED_TABLES:
         return _fixed(table, config, prefix, old)
     rows = {"cls_token": table[:, : min(prefix, class_rows)]}
@@ -77,14 +76,10 @@ def fit_positions(
     return fitted
 
 
-def _layout(
-    rows: int, counts: list[int], own: Grid, grid: Grid | None, alike: bool
-) -> tuple[int, Grid]:
+def _layout(rows: int, counts: list[int], own: Grid, grid: Grid | None) -> tuple[int, Grid]:
     """How many prefix rows a table has, and its grid."""
     if grid is not None and rows - grid[0] * grid[1] in counts:
         return rows - grid[0] * grid[1], grid
-    if alike and rows - own[0] * own[1] in counts:
-        return rows - own[0] * own[1], own
     for prefix in counts:
         side = math.isqrt(max(0, rows - prefix))
         if side and side * side == rows - prefix:

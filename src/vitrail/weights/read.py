@@ -400,10 +400,15 @@ def _unwrapped(checkpoint: Checkpoint, content: Mapping[str, Any]) -> Checkpoint
     for key, value in content.items():
         if isinstance(value, np.ndarray):
             value = _tensor(value, f"{checkpoint.name}: {key}")
-        if isinstance(value, Tensor):
+        if not isinstance(value, Tensor):
+            checkpoint.unread.append(str(key))
+        elif _is_ordinary(value, checkpoint.live):
             tensors[str(key)] = value
         else:
-            checkpoint.unread.append(str(key))
+            raise WeightsError(
+                f"{checkpoint.name}: {key} is not an ordinary tensor with all of its values",
+                mismatched=[str(key)],
+            )
     while prefix := next((p for p in PREFIXES if _all_behind(p, tensors)), None):
         checkpoint.wrappers.append(prefix)
         checkpoint.unread += [name for name in tensors if name.startswith("student.")]
@@ -414,6 +419,16 @@ def _unwrapped(checkpoint: Checkpoint, content: Mapping[str, Any]) -> Checkpoint
         }
     checkpoint.tensors = tensors
     return checkpoint
+
+
+def _is_ordinary(tensor: Tensor, live: bool) -> bool:
+    """Whether a tensor has values of its own: not sparse, not quantized, not on `meta`.
+
+    A file can also declare a tensor that repeats a few stored values without end.
+    """
+    if tensor.layout != torch.strided or tensor.is_meta or tensor.is_quantized or tensor.is_nested:
+        return False
+    return live or tensor.numel() * tensor.itemsize <= tensor.untyped_storage().nbytes()
 
 
 def _all_behind(prefix: str, names: Mapping[str, Tensor]) -> bool:

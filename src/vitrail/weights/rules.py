@@ -115,8 +115,7 @@ def to_ours(rules: Sequence[Rule], tensors: Mapping[str, Tensor]) -> Translation
                 done.tensors[ours] = rule.to_ours(*(tensors[name] for name in wanted))
                 done.origin[ours] = tuple(wanted)
             except (ValueError, IndexError, RuntimeError) as error:
-                shapes = ", ".join(f"{name} {list(tensors[name].shape)}" for name in wanted)
-                done.misshapen.append(f"{ours}: cannot be made of {shapes} ({error})")
+                done.misshapen.append(f"{ours}: {str(error).splitlines()[0]}")
     done.unknown = list(left)
     return done
 

@@ -1,6 +1,7 @@
 """What goes into a model and what is said of it, whatever the family."""
 
 import dataclasses
+import json
 
 import numpy as np
 import pytest
@@ -332,6 +333,24 @@ def test_statistics_of_another_size_keep_the_crop_of_the_size(tmp_path, tiny):
     changed = load_weights(other, tmp_path).preprocessing
     assert changed == source.preprocessing.replace(size=(24, 24), crop=1.0)
     assert other.preprocessing == changed
+
+
+@pytest.mark.parametrize(
+    "about",
+    [
+        {"mean": "bright"},
+        {"interpolation": "psychic"},
+        {"crop_pct": 7},
+    ],
+)
+def test_a_bad_config_beside_the_weights_changes_nothing(tmp_path, tiny, trained, about):
+    torch.save(trained.state_dict(), tmp_path / "pytorch_model.bin")
+    (tmp_path / "config.json").write_text(json.dumps({"pretrained_cfg": about}))
+    model = tiny()
+    untouched = before(model)
+    with pytest.raises(Error):
+        load_weights(model, tmp_path)
+    assert unchanged(model, untouched)
 
 
 def test_numerics_of_another_kind(tiny, trained):

@@ -10,7 +10,9 @@ from collections.abc import Mapping, Sequence
 from types import NoneType, UnionType
 from typing import Any, Protocol, Self, get_args, get_origin
 
+import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from vitrail.kit.errors import Error, did_you_mean
 from vitrail.kit.preprocess import Preprocessing
@@ -64,6 +66,8 @@ class ImageClassifier(nn.Module):
         config: the family's frozen dataclass; with the family it is the whole model but weights.
         preprocessing: how pictures become this model's input.
         labels: the class names in the order of the logits, or None where nobody said.
+        checkpointing: whether blocks are computed again in the backward pass instead of keeping
+            their insides (activation checkpointing): less memory for a third more arithmetic.
     """
 
     head: nn.Module
@@ -75,6 +79,13 @@ class ImageClassifier(nn.Module):
         self.config = config
         self.preprocessing = Preprocessing(size=height_width(config.image_size))
         self.labels: list[str] | None = None
+        self.checkpointing = False
+
+    def through(self, block: nn.Module, x: Tensor, tape: Tape | None, *rest: Any) -> Tensor:
+        """``block(x, tape, *rest)``, under activation checkpointing where that is on."""
+        if self.checkpointing and tape is None and torch.is_grad_enabled():
+            return checkpoint(block, x, None, *rest, use_reentrant=False)
+        return block(x, tape, *rest)
 
     @property
     def num_classes(self) -> int:

@@ -261,7 +261,7 @@ class VisionTransformer(ImageClassifier):
         """Images float [b c h w] to the last block's tokens [b prefix+n d], normed if it is."""
         x = self.embed(images, tape)
         for i, block in enumerate(self.blocks):
-            x = block(x, inside(tape, f"blocks.{i}"))
+            x = self.through(block, x, inside(tape, f"blocks.{i}"))
         return record(tape, "normed", self.norm(x))
 
     def embed(self, images: Tensor, tape: Tape | None = None) -> Tensor:

@@ -9,7 +9,7 @@ import fnmatch
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from vitrail.kit.errors import Error, did_you_mean
@@ -26,11 +26,13 @@ class Entry:
         family: a key of `FAMILIES`.
         config: fields of the family's config that differ from its defaults.
         weights: the families of weight files that this model reads (`LoadReport.family`).
+        preprocessing: fields of `Preprocessing` that differ from `default_preprocessing`.
     """
 
     family: str
     config: Mapping[str, Any] = field(default_factory=dict)
     weights: tuple[str, ...] = ()
+    preprocessing: Mapping[str, Any] = field(default_factory=dict)
 
 
 FAMILIES: dict[str, tuple[type, type[ImageClassifier]]] = {
@@ -89,6 +91,12 @@ ALIASES: dict[str, str] = {
 }
 
 
+# A name without its size, and the first entry that it may stand for.
+BASES: dict[str, str] = {}
+for _name in ENTRIES:
+    BASES.setdefault(re.sub(r"_\d+$", "", _name), _name)
+
+
 def list_models(pattern: str = "*") -> list[str]:
     """The names of the zoo that match a pattern with ``*`` and ``?``, sorted by family and size."""
     return [name for name in ENTRIES if fnmatch.fnmatchcase(name, pattern)]
@@ -113,6 +121,12 @@ def resolve(name: str) -> tuple[str, Entry]:
         return f"vit_{plain[1]}_patch{patch_size}_{image_size}", _vit(
             plain[1], patch_size, image_size
         )
+    base, _, size = name.rpartition("_")
+    if size.isdigit() and int(size) and base in BASES:
+        known = ENTRIES[BASES[base]]
+        return name, replace(known, config={**known.config, "image_size": int(size)})
+    if name in BASES:
+        return BASES[name], ENTRIES[BASES[name]]
     near = did_you_mean(name, [*ENTRIES, *ALIASES])
     raise Error(f"unknown model {name!r}{near or '; `vitrail models` lists the names'}")
 
@@ -142,7 +156,9 @@ def create_model(
     fields = {**entry.config, **config, "num_classes": num_classes, "in_channels": in_channels}
     if image_size is not None:
         fields["image_size"] = image_size
-    return from_config(entry.family, fields)
+    model = from_config(entry.family, fields)
+    model.preprocessing = model.preprocessing.replace(**entry.preprocessing)
+    return model
 
 
 def from_config(family: str, fields: Mapping[str, Any]) -> ImageClassifier:

@@ -13,9 +13,9 @@ from vitrail.kit.errors import WeightsError, listing
 from vitrail.models.base import ImageClassifier, height_width
 from vitrail.models.vit import FIXED_TABLES
 from vitrail.weights.positions import fit_positions
-from vitrail.weights.read import Checkpoint
 from vitrail.weights.report import LoadReport
 from vitrail.weights.rules import Reading, Translation, misfit, to_ours, under
+from vitrail.weights.unwrap import Checkpoint
 
 HEADS = ("head",)  # what `fresh` zero-initialises instead of leaving it as it is
 

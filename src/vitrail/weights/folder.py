@@ -27,13 +27,13 @@ from vitrail.weights.read import (
     DIGESTS,
     FORMAT,
     MODEL_FILE,
-    Checkpoint,
     digest,
     existing,
     open_checkpoint,
     read_config,
     read_section,
 )
+from vitrail.weights.unwrap import Checkpoint
 
 WHAT_IT_IS = ("format", "family", "config", "preprocessing", "labels", "not_in_timm", "incoming")
 

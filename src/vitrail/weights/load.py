@@ -20,9 +20,10 @@ from vitrail.models.base import ImageClassifier
 from vitrail.models.parts import ACTIVATIONS, Attention, Mlp
 from vitrail.weights import google, timm
 from vitrail.weights.fit import fit_tensors, ready_tensors
-from vitrail.weights.read import Checkpoint, open_checkpoint
+from vitrail.weights.read import open_checkpoint
 from vitrail.weights.report import LoadReport
 from vitrail.weights.rules import Reading, under
+from vitrail.weights.unwrap import Checkpoint
 
 Source = Path | str | Mapping[str, Any]
 
@@ -93,17 +94,23 @@ def load_checkpoint(
     report.wrappers = [*checkpoint.wrappers, *reading.wrappers]
     report.dropped = list(reading.dropped)
     report.notes = list(reading.notes)
+    if checkpoint.unread:
+        report.notes.append(f"not read: {listing(checkpoint.unread)}")
     how = reading.resize if numerics == "file" else reading.resize_kept
     tensors = fit_tensors(model, checkpoint, reading, fresh, how, report)
     ready = ready_tensors(model, tensors, report)
-    # Nothing below can fail: from here on the model changes.
+    report.preprocessing = _preprocessing(model, checkpoint, reading, report)
     if numerics == "file":
         report.numerics = set_numerics(model, reading.numerics)
+    # Nothing below can fail: from here on the model changes.
     with torch.no_grad():
         for name, own in model.state_dict().items():
             if name in ready:
                 own.copy_(ready[name])
-    _set_surroundings(model, checkpoint, reading, report)
+    model.preprocessing = report.preprocessing
+    labels = checkpoint.about.get("labels") or checkpoint.timm.get("labels")
+    if labels and "head.weight" in report.matched and len(labels) == model.num_classes:
+        model.set_labels(labels)
     return report
 
 
@@ -140,11 +147,8 @@ def set_numerics(model: ImageClassifier, wanted: Mapping[str, Any]) -> dict[str,
     Returns:
         The fields that changed, each with (old, new).
     """
-    changes = {
-        name: (getattr(model.config, name), value)
-        for name, value in wanted.items()
-        if getattr(model.config, name) != value
-    }
+    has = {name: getattr(model.config, name) for name in wanted if hasattr(model.config, name)}
+    changes = {name: (old, wanted[name]) for name, old in has.items() if old != wanted[name]}
     model.config = dataclasses.replace(model.config, **{n: new for n, (_, new) in changes.items()})
     for part in model.modules():
         if isinstance(part, Mlp) and "activation" in changes:
@@ -215,24 +219,20 @@ def _own(checkpoint: Checkpoint, model: ImageClassifier) -> Reading:
     )
 
 
-def _set_surroundings(
+def _preprocessing(
     model: ImageClassifier, checkpoint: Checkpoint, reading: Reading, report: LoadReport
-) -> None:
-    """Preprocessing and labels, which belong to the weights."""
+) -> Preprocessing:
+    """How pictures go in with these weights, at the model's size."""
     current = model.preprocessing
-    if "preprocessing" in checkpoint.about:
+    if not checkpoint.live and not (reading.preprocessing or checkpoint.about):
+        report.notes.append(
+            "the file does not say how its pictures were normalised: check mean and std"
+        )
+    try:
+        if "preprocessing" not in checkpoint.about:
+            return current.replace(**reading.preprocessing)
         theirs = Preprocessing.from_json(checkpoint.about["preprocessing"])
-        alike = theirs.size == current.size
-        changed = theirs if alike else theirs.replace(size=current.size, crop=current.crop)
-    else:
-        changed = current.replace(**reading.preprocessing)
-        if not reading.preprocessing and not checkpoint.live:
-            report.notes.append(
-                "the file does not say how its pictures were normalised: check mean and std"
-            )
-    model.preprocessing = report.preprocessing = changed
-    labels = checkpoint.about.get("labels") or checkpoint.timm.get("labels")
-    if labels and "head.weight" in report.matched and len(labels) == model.num_classes:
-        model.set_labels(labels)
-    if checkpoint.unread:
-        report.notes.append(f"not read: {listing(checkpoint.unread)}")
+    except TypeError as error:
+        raise Error(f"{checkpoint.name} is damaged: how pictures go in ({error})") from None
+    alike = theirs.size == current.size
+    return theirs if alike else theirs.replace(size=current.size, crop=current.crop)

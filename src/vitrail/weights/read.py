@@ -14,7 +14,6 @@ import warnings
 import zipfile
 import zlib
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -25,39 +24,14 @@ from torch import Tensor
 
 from vitrail.kit.errors import Error, WeightsError, did_you_mean, listing
 from vitrail.weights import timm
+from vitrail.weights.unwrap import Checkpoint, to_tensor, unwrapped
 
 MODEL_FILE, BEST_FILE = "model.safetensors", "best.safetensors"
 DIGESTS = {MODEL_FILE: "sha256", BEST_FILE: "best_sha256"}
 FORMAT = 1
-KEYS = ("state_dict_ema", "model_ema", "state_dict", "model", "teacher")
-PREFIXES = ("module.", "_orig_mod.", "model.", "teacher.", "backbone.")
 SUFFIXES = (".safetensors", ".npz", ".pth", ".pt", ".bin", ".tar", ".ckpt")
 INDEXES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
 LATER = "names on a hub come with a later version: download the files and give their folder"
-
-
-@dataclass
-class Checkpoint:
-    """Tensors and what is known about them.
-
-    Attributes:
-        name: the file or folder, for messages.
-        tensors: by the file's names, wrappers taken off.
-        wrappers: the keys and prefixes that were taken off, outermost first.
-        unread: other things in the file, by name.
-        about: the ``vitrail`` section of a model folder or file: family, config, preprocessing,
-            labels.
-        timm: what a timm `config.json` beside the weights says (`timm.read_config`).
-        live: tensors handed over in memory, which no publisher stands behind.
-    """
-
-    name: str
-    tensors: dict[str, Tensor]
-    wrappers: list[str] = field(default_factory=list)
-    unread: list[str] = field(default_factory=list)
-    about: dict[str, Any] = field(default_factory=dict)
-    timm: dict[str, Any] = field(default_factory=dict)
-    live: bool = False
 
 
 def open_checkpoint(source: Path | str | Mapping[str, Any], which: str = "final") -> Checkpoint:
@@ -72,7 +46,7 @@ def open_checkpoint(source: Path | str | Mapping[str, Any], which: str = "final"
         Error: nothing there, nothing readable, damaged, or holding code.
     """
     if isinstance(source, Mapping):
-        return _unwrapped(Checkpoint("the mapping", {}, live=True), source)
+        return unwrapped(Checkpoint("the mapping", {}, live=True), source)
     path = existing(source)
     if not path.is_dir():
         return _open_file(path)
@@ -246,7 +220,7 @@ def _open_shards(path: Path, index: str) -> Checkpoint:
     absent = [name for name in places if name not in content]
     if absent:
         raise WeightsError(f"{path} lacks {listing(absent)}, which {index} lists", missing=absent)
-    return _unwrapped(Checkpoint(str(path), {}), content)
+    return unwrapped(Checkpoint(str(path), {}), content)
 
 
 # Files
@@ -254,7 +228,7 @@ def _open_shards(path: Path, index: str) -> Checkpoint:
 
 def _open_file(path: Path) -> Checkpoint:
     content, about = _contents(path)
-    return _unwrapped(Checkpoint(path.name, {}, about=about), content)
+    return unwrapped(Checkpoint(path.name, {}, about=about), content)
 
 
 def _contents(path: Path) -> tuple[Mapping[str, Any], dict[str, Any]]:
@@ -341,16 +315,9 @@ def _read_array(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> Tensor:
         rest = file.read(member.file_size)
         if min(shape, default=0) < 0 or len(rest) != count * dtype.itemsize:
             raise Error(f"{where} is damaged: {len(rest)} bytes for shape {list(shape)}")
-    return _tensor(np.frombuffer(rest, dtype).reshape(shape, order="F" if fortran else "C"), where)
-
-
-def _tensor(array: np.ndarray, where: str) -> Tensor:
-    if array.dtype.kind == "V" and array.dtype.itemsize == 2:  # bfloat16, as numpy keeps it
-        return torch.from_numpy(array.view(np.int16).copy()).view(torch.bfloat16)
-    if array.dtype.kind not in "fiub":
-        raise Error(f"{where} holds {array.dtype}, not numbers")
-    native = array.astype(array.dtype.newbyteorder("="), order="C", copy=True)
-    return torch.from_numpy(native)
+    return to_tensor(
+        np.frombuffer(rest, dtype).reshape(shape, order="F" if fortran else "C"), where
+    )
 
 
 def _read_pickle(path: Path) -> Mapping[str, Any]:
@@ -379,64 +346,3 @@ def _read_pickle(path: Path) -> Mapping[str, Any]:
 
 def _article(content: Any) -> str:
     return "a single tensor" if isinstance(content, Tensor) else f"a {type(content).__name__}"
-
-
-# Wrappers
-
-
-def _unwrapped(checkpoint: Checkpoint, content: Mapping[str, Any]) -> Checkpoint:
-    """Take off what trainers and wrappers put around a state dict, and say so."""
-    while not any(isinstance(value, (Tensor, np.ndarray)) for value in content.values()):
-        key = next((k for k in KEYS if isinstance(content.get(k), Mapping) and content[k]), None)
-        if key is None:
-            raise WeightsError(
-                f"{checkpoint.name} holds no tensors"
-                + (f", only {listing([str(name) for name in content])}" if content else "")
-            )
-        checkpoint.wrappers.append(key)
-        checkpoint.unread += [str(name) for name in content if name != key]
-        content = content[key]
-    tensors: dict[str, Tensor] = {}
-    for key, value in content.items():
-        if isinstance(value, np.ndarray):
-            value = _tensor(value, f"{checkpoint.name}: {key}")
-        if not isinstance(value, Tensor):
-            checkpoint.unread.append(str(key))
-        elif _is_ordinary(value, checkpoint.live):
-            tensors[str(key)] = value
-        else:
-            raise WeightsError(
-                f"{checkpoint.name}: {key} is not an ordinary tensor with all of its values",
-                mismatched=[str(key)],
-            )
-    while prefix := next((p for p in PREFIXES if _all_behind(p, tensors)), None):
-        checkpoint.wrappers.append(prefix)
-        checkpoint.unread += [name for name in tensors if name.startswith("student.")]
-        tensors = {
-            name.removeprefix(prefix): tensor
-            for name, tensor in tensors.items()
-            if not name.startswith("student.")
-        }
-    checkpoint.tensors = tensors
-    return checkpoint
-
-
-def _is_ordinary(tensor: Tensor, live: bool) -> bool:
-    """Whether a tensor has values of its own: not sparse, not quantized, not on `meta`.
-
-    A file can also declare a tensor that repeats a few stored values without end.
-    """
-    if tensor.layout != torch.strided or tensor.is_meta or tensor.is_quantized or tensor.is_nested:
-        return False
-    return live or tensor.numel() * tensor.itemsize <= tensor.untyped_storage().nbytes()
-
-
-def _all_behind(prefix: str, names: Mapping[str, Tensor]) -> bool:
-    """Whether a prefix is a wrapper: on every name, but for what may stand beside it."""
-    behind = {name for name in names if name.startswith(prefix)}
-    beside = set(names) - behind
-    if prefix == "teacher.":  # self-distillation saves both
-        beside = {name for name in beside if not name.startswith("student.")}
-    if prefix == "backbone.":  # the head stands outside of it
-        beside &= {name.removeprefix(prefix) for name in behind}
-    return bool(behind) and not beside

@@ -183,7 +183,7 @@ def test_large_jpegs_give_nearly_the_same_view_as_full_decoding(tmp_path):
             for one in (files, arrays)
         )
         gap = (view.images.int() - full.images.int()).abs().float().mean()
-        print(float(gap))
+        assert gap < 5  # 2.5; decoding too small gives 23
 
 
 def test_arrays_of_the_right_size_go_by_the_batch_and_are_the_same():

@@ -212,7 +212,7 @@ class _Making(Dataset):
         else:
             full = (image.shape[1], image.shape[0])
         box = self.augment.box(*full, generator)
-        small = 16
+        small = needed_size(box, full, self.preprocessing.size)
         return self.augment.view(
             self._decoded(image, small), box, full, self.preprocessing, generator
         )

@@ -66,9 +66,10 @@ def test_tensors_without_their_manifest_are_no_checkpoint(tmp_path):
     checkpoints.save(checkpoint(1))
     checkpoints.save(checkpoint(2))
     (tmp_path / "checkpoints" / "step-00000002.json").unlink()
-    (tmp_path / "checkpoints" / ".vitrail-tmp-step-00000003.safetensors").write_bytes(b"half")
+    (tmp_path / "checkpoints" / ".saving").mkdir()
+    (tmp_path / "checkpoints" / ".saving" / "step-00000003.safetensors").write_bytes(b"half")
     assert checkpoints.newest()[0].step == 1
-    assert not list((tmp_path / "checkpoints").glob(".vitrail-tmp*"))
+    assert not list((tmp_path / "checkpoints").glob(".saving"))
 
 
 @pytest.fixture
@@ -89,13 +90,15 @@ def test_a_full_disk_leaves_the_checkpoint_before(small_disk, free_kib):
     checkpoints.save(checkpoint(1, size=360))  # about 0.5 MiB
     free = shutil.disk_usage(small_disk).free
     (small_disk / "filler").write_bytes(bytes(free - free_kib * 1024))
-    with pytest.raises(Error, match=r"no space left .*step-00000002.* is intact") as raised:
+    with pytest.raises(
+        Error, match=r"checkpoints cannot be written \(no space left.* is intact"
+    ) as raised:
         checkpoints.save(checkpoint(2, size=360))
     assert "\n" not in str(raised.value)
     newest, damaged = checkpoints.newest()
     assert newest.step == 1
     assert damaged == []
-    assert not list(Path(small_disk).rglob(".vitrail-tmp*"))
+    assert not list(Path(small_disk).rglob(".saving"))
 
 
 def test_a_reader_never_meets_a_moment_without_one(tmp_path):

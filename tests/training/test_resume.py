@@ -91,7 +91,7 @@ def test_a_killed_run_goes_on_bit_for_bit(folder, whole, tmp_path, seed, kills):
     assert steps == list(range(1, STEPS + 1))
     losses = [[r["loss"] for r in records(run, "step")] for run in (whole, out)]
     assert losses[0] == losses[1]
-    assert not list(out.rglob(".vitrail-tmp*"))
+    assert not list(out.rglob(".saving"))
 
 
 def step_lines(out: Path) -> list[str]:

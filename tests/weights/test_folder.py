@@ -250,7 +250,9 @@ def test_others_may_read_what_the_umask_lets_them(tmp_path, trained):
 
 def save_in_vain(model, folder):
     before = {p.name: p.read_bytes() for p in folder.iterdir()}
-    with pytest.raises(Error, match=r"cannot be written \(no room for [\d,]{6} bytes") as caught:
+    with pytest.raises(
+        Error, match=r"cannot be written \(no space left for [\d,]{6} bytes"
+    ) as caught:
         save_model(model, folder)
     assert str(folder) in str(caught.value)
     assert {p.name: p.read_bytes() for p in folder.iterdir()} == before

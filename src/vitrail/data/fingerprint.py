@@ -8,7 +8,6 @@ dates do not, so a data set may be copied to another machine.
 import gzip
 import hashlib
 import json
-import os
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +16,7 @@ from typing import Any
 from vitrail.data.examples import Source
 from vitrail.data.scan import Found, scan
 from vitrail.kit.errors import Error, listing
+from vitrail.kit.files import write_whole
 
 
 @dataclass(frozen=True)
@@ -53,11 +53,9 @@ class Fingerprint:
 
     def write(self, path: Path | str) -> None:
         """Write the long form, gzipped JSON lines, whole or not at all."""
-        path = Path(path)
-        temporary = path.with_name(f".{path.name}.tmp")
         lines = [json.dumps([self.by, *self.classes]), *map(json.dumps, self.entries)]
-        temporary.write_bytes(gzip.compress("\n".join(lines).encode(), 6, mtime=0))
-        os.replace(temporary, path)
+        packed = gzip.compress("\n".join(lines).encode(), 6, mtime=0)
+        write_whole(Path(path), lambda staged: staged.write_bytes(packed), len(packed))
 
     @classmethod
     def read(cls, path: Path | str) -> "Fingerprint":

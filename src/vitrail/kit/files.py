@@ -1,63 +1,90 @@
 """Files that are whole or not there: written beside the target, synced, then renamed over it.
 
 A reader, a crash or a full disk never meets half a file, and what stood there before stays good
-until the very moment when the new file takes its place.
+until the very moment when the new file takes its place. What a killed process left behind lies in
+one hidden folder, which the next write removes.
 """
 
-import contextlib
 import errno
 import hashlib
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from vitrail.kit.errors import Error
 
-TEMPORARY = ".vitrail-tmp-"
+WORK = ".saving"
 
 
-def write_whole(path: Path, write: Callable[[Path], object]) -> None:
-    """Let ``write`` fill a temporary file beside ``path``, then put it in ``path``'s place.
+@contextmanager
+def staging(folder: Path, needed: int = 0) -> Iterator[Path]:
+    """A folder inside of this one to write in before `settle`; gone afterwards.
+
+    Args:
+        folder: where the files will stand; it exists.
+        needed: how many bytes will be written, for the message; 0 if nobody knows.
 
     Raises:
-        Error: the disk is full or the folder cannot be written; the old file is untouched and
-            nothing is left behind.
+        Error: what is done inside fails for want of room or of the right to write.
     """
-    temporary = path.with_name(f"{TEMPORARY}{path.name}")
+    work = folder / WORK
+    shutil.rmtree(work, ignore_errors=True)
     try:
-        temporary.touch()
-        mode = temporary.stat().st_mode  # as the user's umask has it; safetensors makes it private
-        write(temporary)
-        temporary.chmod(mode)
-        with temporary.open("rb+") as file:
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-        _sync_folder(path.parent)
+        work.mkdir()
+        yield work
     except Exception as error:
-        needed = temporary.stat().st_size if temporary.exists() else 0
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
         if _disk_is_full(error):
-            free = shutil.disk_usage(path.parent).free
-            raise Error(
-                f"no space left on the disk to write {path} ({needed} bytes written, {free} bytes "
-                "free); what was saved before is intact: make room and give the same command again"
-            ) from error
-        if isinstance(error, PermissionError):
-            raise Error(f"{path.parent} cannot be written: {error.strerror}") from error
-        raise
+            free = shutil.disk_usage(folder).free
+            wanted = f"no space left for {needed:,} bytes" if needed else "no space left"
+            reason = f"{wanted}, {free:,} are free"
+        elif isinstance(error, OSError):
+            reason = (error.strerror or str(error)).lower()
+        else:
+            raise
+        raise Error(
+            f"{folder} cannot be written ({reason}); what was saved there before is intact"
+        ) from error
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+
+
+def settle(staged: Path, target: Path) -> None:
+    """Put a finished file of `staging` in its place; on the disk when this returns."""
+    plain = staged.with_name(f"{staged.name}.plain")
+    plain.touch()  # with the permissions that the user's files have; safetensors makes its private
+    staged.chmod(plain.stat().st_mode)
+    with staged.open("rb+") as file:
+        os.fsync(file.fileno())
+    os.replace(staged, target)
+    folder = os.open(target.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+def write_whole(path: Path, write: Callable[[Path], object], needed: int = 0) -> None:
+    """Let ``write`` fill a temporary file, then put it in ``path``'s place.
+
+    Raises:
+        Error: no room or no right to write; the old file is untouched, nothing is left behind.
+    """
+    with staging(path.parent, needed) as work:
+        staged = work / path.name
+        write(staged)
+        settle(staged, path)
 
 
 def write_text_whole(path: Path, text: str) -> None:
     """`write_whole` for a piece of text, as UTF-8."""
-    write_whole(path, lambda temporary: temporary.write_bytes(text.encode()))
+    write_whole(path, lambda staged: staged.write_bytes(text.encode()))
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Remove what a killed `write_whole` left in a folder."""
-    for path in folder.glob(f"{TEMPORARY}*"):
-        path.unlink(missing_ok=True)
+    """Remove what a killed write left in a folder."""
+    shutil.rmtree(folder / WORK, ignore_errors=True)
 
 
 def sha256_of(path: Path) -> str:
@@ -68,14 +95,6 @@ def sha256_of(path: Path) -> str:
 
 def _disk_is_full(error: Exception) -> bool:
     # safetensors raises its own error class, with the system's number only in its text.
-    full = (errno.ENOSPC, errno.EDQUOT)
+    full = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
     number = getattr(error, "errno", None)
-    return number in full or any(f"os error {code}" in str(error) for code in full)
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    return number in full or any(f"os error {code})" in str(error) for code in full)

@@ -32,6 +32,7 @@ from vitrail.training.recipe import Duration, Model, Recipe, with_settings
 from vitrail.training.state import State
 from vitrail.weights.folder import read_config
 from vitrail.weights.load import load_weights
+from vitrail.weights.read import labels_of
 
 VAL_FRACTION = 0.1
 DEFAULT_MODEL = "vit_tiny_patch16_224"
@@ -283,7 +284,7 @@ def _load(model: ImageClassifier, weights: str) -> list[str]:
     Raises:
         Error: the weights do not fit.
     """
-    known = _labels_in(weights)
+    known = labels_of(weights)
     if known is not None and known == model.labels:
         return str(load_weights(model, weights)).splitlines()
     report = load_weights(model, weights, fresh=("head",))
@@ -292,7 +293,3 @@ def _load(model: ImageClassifier, weights: str) -> list[str]:
         *str(report).splitlines(),
         f"  a fresh zero head for {model.num_classes} classes, because {why}",
     ]
-
-
-def _labels_in(weights: str) -> list[str] | None:
-    return read_config(weights).get("vitrail", {}).get("labels") if Path(weights).is_dir() else None

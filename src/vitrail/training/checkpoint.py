@@ -58,7 +58,8 @@ class Checkpoints:
         self.folder.mkdir(parents=True, exist_ok=True)
         path = self._tensors(checkpoint.step)
         tensors = {name: tensor.contiguous() for name, tensor in checkpoint.tensors.items()}
-        write_whole(path, lambda temporary: save_file(tensors, temporary))
+        needed = sum(tensor.nbytes for tensor in tensors.values())
+        write_whole(path, lambda staged: save_file(tensors, staged), needed)
         body = {"step": checkpoint.step, "sha256": sha256_of(path), "state": checkpoint.state}
         write_text_whole(self._manifest(checkpoint.step), json.dumps({**body, "self": _hash(body)}))
         for step in self.steps()[: -self.keep]:

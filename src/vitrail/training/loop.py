@@ -240,7 +240,8 @@ def measure(model: ImageClassifier, source: Source, batch_size: int, workers: in
 def save_weights(state: State, path: Path) -> None:
     """Write the averaged weights to a safetensors file, whole or not at all."""
     tensors = {name: tensor.contiguous() for name, tensor in state.averaged().items()}
-    write_whole(path, lambda temporary: save_file(tensors, temporary))
+    needed = sum(tensor.nbytes for tensor in tensors.values())
+    write_whole(path, lambda staged: save_file(tensors, staged), needed)
 
 
 def step_seed(seed: int, step: int) -> int:

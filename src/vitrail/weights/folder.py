@@ -6,17 +6,14 @@ that a damaged file is refused; while a new file moves in, the config knows both
 """
 
 import json
-import os
-import shutil
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from vitrail.kit.errors import Error
+from vitrail.kit.files import settle, staging
 from vitrail.models import zoo
 from vitrail.models.base import ImageClassifier
 from vitrail.models.vit import ViTConfig
@@ -80,10 +77,9 @@ def save_model(
     section = _settled(folder, before["vitrail"])
     tensors = {name: t.detach().cpu().contiguous() for name, t in model.state_dict().items()}
     needed = sum(tensor.nbytes for tensor in tensors.values())
-    with _staging(folder, needed) as work:
+    with staging(folder, needed) as work:
         staged = work / weights_file
         save_file(tensors, staged, metadata={"format": "pt", "vitrail": json.dumps(about)})
-        _flush(staged)
         key, new = DIGESTS[weights_file], digest(staged)
         if section:
             incoming = {"incoming": {weights_file: new}}
@@ -92,7 +88,7 @@ def save_model(
             section = {}
         if weights_file == MODEL_FILE:
             section = _best(folder, section)
-        _move(staged, folder)
+        settle(staged, folder / weights_file)
         section |= about | {key: new} | added
         _move_config(work, folder, _timm_part(model, about) | {"vitrail": section})
     return folder
@@ -107,7 +103,7 @@ def update_details(folder: Path | str, **details: Any) -> None:
     added, section = _details(details), read_section(folder)
     config = {**read_config(folder), "vitrail": section | added}
     folder = Path(folder).expanduser()
-    with _staging(folder) as work:
+    with staging(folder) as work:
         _move_config(work, folder, config)
 
 
@@ -210,54 +206,8 @@ def _settled(folder: Path, section: dict[str, Any]) -> dict[str, Any]:
     return settled
 
 
-# How it is written
-
-
-@contextmanager
-def _staging(folder: Path, needed: int = 0) -> Iterator[Path]:
-    """A folder inside of this one to write in, gone afterwards, and after a kill with the next.
-
-    Raises:
-        Error: what is done inside fails for want of room or of the right to write.
-    """
-    work = folder / ".saving"
-    shutil.rmtree(work, ignore_errors=True)
-    try:
-        work.mkdir()
-        yield work
-    except (OSError, SafetensorError) as error:
-        reason = str(error)
-        if "No space left" in reason or "too large" in reason:
-            free = shutil.disk_usage(folder).free
-            reason = f"no room{f' for {needed:,} bytes' * bool(needed)}, {free:,} are free"
-        raise Error(
-            f"{folder} cannot be written ({reason}); what was there before is as it was"
-        ) from None
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
-
-
 def _move_config(work: Path, folder: Path, config: Mapping[str, Any]) -> None:
     text = json.dumps(config, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
     staged = work / "config.json"
     staged.write_text(text, encoding="utf-8")
-    _flush(staged)
-    _move(staged, folder)
-
-
-def _flush(staged: Path) -> None:
-    """Onto the disk, with the permissions of any other file (safetensors makes it private)."""
-    plain = staged.with_name("plain")
-    plain.touch()
-    staged.chmod(plain.stat().st_mode)
-    with staged.open("rb+") as file:
-        os.fsync(file.fileno())
-
-
-def _move(staged: Path, folder: Path) -> None:
-    os.replace(staged, folder / staged.name)
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+    settle(staged, folder / staged.name)

@@ -1,8 +1,8 @@
 """What a model costs: parameters, multiply-adds, and what a training step keeps for its way back.
 
 Everything is counted from the configuration, layer by layer, so nothing is run and a model on the
-meta device will do. Each family has one function that writes down its layers, in a file of its own (`FAMILIES`);
-the models know nothing of it. Names are those of the state dict where a layer has parameters and
+meta device will do. Each family has a function that writes down its layers, in a file of its own
+(`FAMILIES`); the models know nothing of it. Names are those of the state dict where a layer has parameters and
 those of the tape where it has none.
 
 Multiply-adds are those of the matrix products (convolutions, linear layers, both products of

@@ -1,4 +1,4 @@
-"""Writing down a model's layers: one line a layer, and a method for each kind that families share."""
+"""Writing down a model: one line a layer, and a method for each kind that families share."""
 
 from dataclasses import dataclass
 from math import prod

@@ -17,6 +17,7 @@ import inspect
 import json
 import shlex
 import sys
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -315,6 +316,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if argv[0] == "--version":
         print(f"vitrail {__version__}")
         return 0
+    # Pillow warns of what is odd in a picture; what matters of it becomes a sentence of ours.
+    warnings.filterwarnings("ignore", module="PIL")
     try:
         if argv[0] not in VERBS:
             near = did_you_mean(argv[0], VERBS) or f"; the verbs are {', '.join(VERBS)}"

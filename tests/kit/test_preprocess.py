@@ -271,3 +271,14 @@ def test_json_round_trip():
 def test_what_cannot_be_is_said_in_a_sentence(fields, sentence):
     with pytest.raises(Error, match=sentence):
         Preprocessing.from_json(fields)
+
+
+def test_a_grey_model_takes_the_luma_of_colours():
+    preprocessing = Preprocessing(size=(4, 4), mean=(0.5,), std=(0.5,))
+    pixels = np.random.default_rng(0).integers(0, 256, (4, 4, 3), dtype=np.uint8)
+    grey = np.asarray(Image.fromarray(pixels).convert("L"), np.float32)
+    made = preprocessing(pixels)
+    assert made.shape == (1, 4, 4)
+    assert np.abs((made[0].numpy() + 1) * 127.5 - grey).max() <= 1
+    with pytest.raises(Error, match="has 3 channels, and this model takes 5"):
+        Preprocessing(size=(4, 4), mean=(0.5,) * 5, std=(0.5,) * 5)(pixels)

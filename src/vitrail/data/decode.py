@@ -86,6 +86,20 @@ def decode(data: bytes, min_size: int | None = None, max_pixels: int = MAX_PIXEL
     return _upright(*_pixels(data, kind, max_pixels))
 
 
+def pixels_of(image: Image.Image) -> np.ndarray:
+    """An open PIL picture to the uint8 [h w 3] that `decode` makes of its file: upright, RGB.
+
+    Raises:
+        Error: it is damaged, or its pixels have no agreed white (32 bits).
+    """
+    kind = image.format or "PIL"
+    try:
+        pixels = _rgb(image, kind)
+    except OSError as error:
+        raise Error(_said(error, kind)) from None
+    return _upright(pixels, 1 if kind == "TIFF" else _orientation_of(image.info.get("exif")))
+
+
 def read_size(data: bytes) -> tuple[int, int, str]:
     """(width, height, mode) from the header alone; mode is Pillow's: L, RGB, P, I;16, CMYK, ...
 

@@ -100,7 +100,22 @@ class Preprocessing:
         return _FIT[self.fit](self, image)
 
     def normalize(self, images: torch.Tensor) -> torch.Tensor:
-        """A batch of uint8 [b h w c] to float32 [b c h w] with this mean and std."""
+        """A batch of uint8 [b h w 3] to float32 [b c h w] with this mean and std.
+
+        A single mean and deviation are those of a grey model: colours become their luma (ITU-R
+        601, as Pillow's ``convert("L")``, unrounded).
+
+        Raises:
+            Error: a model of some other number of channels than 1 and 3.
+        """
+        if len(self.mean) != images.shape[-1]:
+            if len(self.mean) != 1 or images.shape[-1] != 3:
+                raise Error(
+                    f"a picture has {images.shape[-1]} channels, and this model takes "
+                    f"{len(self.mean)}: make its input yourself"
+                )
+            luma = torch.tensor([0.299, 0.587, 0.114], device=images.device)
+            images = (images * luma).sum(-1, keepdim=True)
         scale = torch.tensor([1 / (255 * s) for s in self.std], device=images.device)
         shift = torch.tensor(
             [-m / s for m, s in zip(self.mean, self.std, strict=True)], device=images.device

@@ -6,12 +6,14 @@ sees, `model.feature_maps(images)` maps for dense prediction; `config`, `num_cla
 """
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from types import NoneType, UnionType
 from typing import Any, Protocol, Self, get_args, get_origin
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
 from vitrail.kit.errors import Error, did_you_mean
@@ -71,6 +73,8 @@ class ImageClassifier(nn.Module):
     """
 
     head: nn.Module
+    head_name = "head"
+    """The name of the layer that gives the logits, in the state dict."""
     layers: int
     """How many steps deep the model is, for `depth_of`: embeddings 0, head `layers`."""
 
@@ -83,9 +87,14 @@ class ImageClassifier(nn.Module):
 
     def through(self, block: nn.Module, x: Tensor, tape: Tape | None, *rest: Any) -> Tensor:
         """``block(x, tape, *rest)``, under activation checkpointing where that is on."""
-        if self.checkpointing and tape is None and torch.is_grad_enabled():
+        if not self.checkpointing or tape is not None or not torch.is_grad_enabled():
+            return block(x, tape, *rest)
+        norms = [part for part in block.modules() if isinstance(part, _BatchNorm)]
+        if not norms:
             return checkpoint(block, x, None, *rest, use_reentrant=False)
-        return block(x, tape, *rest)
+        return checkpoint(
+            block, x, None, *rest, use_reentrant=False, context_fn=lambda: _once(norms)
+        )
 
     @property
     def num_classes(self) -> int:
@@ -109,6 +118,19 @@ class ImageClassifier(nn.Module):
         """Normalised images float [b c h w] to maps [b c h w] with `strides`, finest first."""
         raise NotImplementedError
 
+    def refit(self, name: str, tensor: Tensor) -> tuple[Tensor, str] | None:
+        """Fit a tensor of another shape into this model, as its family does with tables.
+
+        Args:
+            name: our name of the tensor.
+            tensor: a file's.
+
+        Returns:
+            The tensor in the model's shape and what was done to it in words, or None where the
+            family has no way.
+        """
+        return None
+
     def depth_of(self, parameter: str) -> int:
         """How deep a parameter lies: 0 for embeddings, 1.. for blocks, `layers` for the head."""
         raise NotImplementedError
@@ -123,6 +145,23 @@ class ImageClassifier(nn.Module):
             raise Error(f"{len(labels)} labels for a model of {self.num_classes} classes")
         self.labels = list(labels)
         return self
+
+
+def _once(norms: Sequence[_BatchNorm]) -> tuple[AbstractContextManager, AbstractContextManager]:
+    """For the two forward passes of a checkpoint: only the first moves the running statistics."""
+
+    @contextmanager
+    def again() -> Iterator[None]:
+        tracking = [norm.track_running_stats for norm in norms]
+        for norm in norms:
+            norm.track_running_stats = False
+        try:
+            yield
+        finally:
+            for norm, before in zip(norms, tracking, strict=True):
+                norm.track_running_stats = before
+
+    return nullcontext(), again()
 
 
 def checked_config(kind: type, values: Mapping[str, Any]) -> Any:

@@ -82,7 +82,26 @@ class LayerScale(nn.Module):
         return x * self.gamma
 
 
-class Attention(nn.Module):
+class ScaledAttention(nn.Module):
+    """What every attention has: heads, and the factor on its query-key products.
+
+    Args:
+        width, heads: d and h; h must divide d.
+        scale: ``head`` is (d/h)**-0.5, ``width`` is d**-0.5.
+    """
+
+    def __init__(self, width: int, heads: int, scale: str):
+        super().__init__()
+        self.width = width
+        self.heads = heads
+        self.rescale(scale)
+
+    def rescale(self, scale: str) -> None:
+        """Set the factor, as at the start."""
+        self.scale = (self.width // self.heads if scale == "head" else self.width) ** -0.5
+
+
+class Attention(ScaledAttention):
     """Multi-head self-attention with q, k and v in one matrix, in that order.
 
     Args:
@@ -95,9 +114,7 @@ class Attention(nn.Module):
     """
 
     def __init__(self, width: int, heads: int, qkv_bias: bool, scale: str, dropout: float):
-        super().__init__()
-        self.heads = heads
-        self.scale = (width // heads if scale == "head" else width) ** -0.5
+        super().__init__(width, heads, scale)
         self.qkv = nn.Linear(width, 3 * width, bias=qkv_bias)
         self.proj = nn.Linear(width, width)
         self.proj_drop = nn.Dropout(dropout)

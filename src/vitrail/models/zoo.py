@@ -171,7 +171,8 @@ def from_config(family: str, fields: Mapping[str, Any]) -> ImageClassifier:
         raise Error(f"unknown model family {family!r}{did_you_mean(family, FAMILIES)}")
     config_class, model_class = FAMILIES[family]
     model = model_class(checked_config(config_class, fields))
-    model.preprocessing = default_preprocessing(height_width(model.config.image_size))
+    size, channels = height_width(model.config.image_size), model.config.in_channels
+    model.preprocessing = default_preprocessing(size, channels)
     return model.eval()
 
 
@@ -198,9 +199,11 @@ def from_description(description: Mapping[str, Any]) -> ImageClassifier:
     return model
 
 
-def default_preprocessing(size: tuple[int, int]) -> Preprocessing:
+def default_preprocessing(size: tuple[int, int], channels: int = 3) -> Preprocessing:
     """Pixels in -1..1 and bicubic, as for Google's models; timm's crop of 0.9 near 224 pixels.
 
     Small pictures and high resolutions are used whole, as timm does for its 384-pixel files.
     """
-    return Preprocessing(size=size, crop=0.9 if 128 <= min(size) < 320 else 1.0)
+    half = (0.5,) * channels
+    crop = 0.9 if 128 <= min(size) < 320 else 1.0
+    return Preprocessing(size=size, mean=half, std=half, crop=crop)

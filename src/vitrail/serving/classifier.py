@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from vitrail.data.decode import decode
+from vitrail.data.decode import decode, pixels_of
 from vitrail.kit.errors import Error
 from vitrail.kit.preprocess import Preprocessing
 from vitrail.models.base import Size
@@ -94,7 +94,7 @@ class Classifier:
             batch = torch.from_numpy(pixels).to(self.device)
             return self.model(self.preprocessing.normalize(batch)).float().cpu().numpy()
 
-    def _open(self, image: Picture) -> Image.Image | np.ndarray:
+    def _open(self, image: Picture) -> np.ndarray:
         if isinstance(image, bytes):
             return decode(image)
         if isinstance(image, str | Path):
@@ -110,7 +110,7 @@ class Classifier:
                     f"a picture as an array is uint8 [h w 3], not {image.dtype} {list(image.shape)}"
                 )
             return image
-        return image.convert("RGB")
+        return pixels_of(image)
 
 
 def _temperature(path: str | Path, which: str) -> float:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from vitrail.kit.errors import WeightsError, listing
 from vitrail.models.base import ImageClassifier, height_width
-from vitrail.models.vit import FIXED_TABLES
+from vitrail.models.vit import FIXED_TABLES, ViTConfig
 from vitrail.weights.positions import fit_positions
 from vitrail.weights.report import LoadReport
 from vitrail.weights.rules import Reading, Translation, misfit, to_ours, under
@@ -33,8 +33,10 @@ def fit_tensors(
     found = to_ours(reading.rules, reading.tensors)
     mismatched = list(found.misshapen)
     stored = {name: tensor.dtype for name, tensor in found.tensors.items()}
-    if "pos_embed" in found.tensors and "pos_embed" in own and not under("pos_embed", roots):
+    table = "pos_embed" in found.tensors and "pos_embed" in own and not under("pos_embed", roots)
+    if table and isinstance(model.config, ViTConfig):
         mismatched += _fit_table(model, checkpoint, reading, found, how, report)
+    _refit(model, own, found, roots, report)
     tensors, unexpected = {}, [reading.in_file(name) for name in found.unknown]
     for name, tensor in found.tensors.items():
         origin = [reading.in_file(part) for part in found.origin[name]]
@@ -87,6 +89,23 @@ def _fit_table(
         report.notes.append(f"pos_embed: {fitted.resized}")
     report.notes += fitted.notes
     return []
+
+
+def _refit(
+    model: ImageClassifier,
+    own: Mapping[str, Tensor],
+    found: Translation,
+    roots: Collection[str],
+    report: LoadReport,
+) -> None:
+    """Fit what has another shape and a family's own way to fit it."""
+    for name, tensor in found.tensors.items():
+        if name in own and tensor.shape != own[name].shape and not under(name, roots):
+            fitted = model.refit(name, tensor)
+            if fitted is not None:
+                found.tensors[name] = fitted[0]
+                report.resized.append(name)
+                report.notes.append(f"{name}: {fitted[1]}")
 
 
 def _grid(checkpoint: Checkpoint) -> tuple[int, int] | None:

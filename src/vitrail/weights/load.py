@@ -17,7 +17,7 @@ from vitrail.kit.errors import Error, WeightsError, did_you_mean, listing
 from vitrail.kit.preprocess import Preprocessing
 from vitrail.models import zoo
 from vitrail.models.base import ImageClassifier
-from vitrail.models.parts import ACTIVATIONS, Attention, Mlp
+from vitrail.models.parts import ACTIVATIONS, Mlp, ScaledAttention
 from vitrail.weights import google, timm
 from vitrail.weights.fit import fit_tensors, ready_tensors
 from vitrail.weights.read import open_checkpoint
@@ -155,10 +155,8 @@ def set_numerics(model: ImageClassifier, wanted: Mapping[str, Any]) -> dict[str,
             part.act = ACTIVATIONS[model.config.activation]()
         elif isinstance(part, nn.LayerNorm) and "norm_eps" in changes:
             part.eps = model.config.norm_eps
-        elif isinstance(part, Attention) and "attention_scale" in changes:
-            width = part.qkv.in_features
-            whole = model.config.attention_scale == "width"
-            part.scale = (width if whole else width // part.heads) ** -0.5
+        elif isinstance(part, ScaledAttention) and "attention_scale" in changes:
+            part.rescale(model.config.attention_scale)
     return changes
 
 

@@ -13,13 +13,16 @@ from torch import Tensor
 
 from vitrail.kit.errors import Error
 
-# name: (interpolation mode, antialias, corners onto corners), and who resizes that way.
+# name: (interpolation mode, antialias, corners onto corners, offset), and who resizes that way.
+# An offset is added to the new grid's sides before the scale is taken (DINO's guard against
+# rounding), which moves every sample a little.
 RESIZES = {
-    "bicubic_antialias": ("bicubic", True, False),  # timm resample_abs_pos_embed; DINOv2 registers
-    "bicubic": ("bicubic", False, False),  # DeiT, MAE, T2T-ViT, transformers
-    "bicubic_corners": ("bicubic", False, True),  # torchvision interpolate_embeddings
-    "bilinear": ("bilinear", False, False),  # timm's reader of Google .npz; PVT
-    "bilinear_corners": ("bilinear", False, True),  # scipy zoom, order 1: vit_jax and big_vision
+    "bicubic_antialias": ("bicubic", True, False, 0.0),  # timm resample_abs_pos_embed; DINOv2 reg
+    "bicubic": ("bicubic", False, False, 0.0),  # DeiT, MAE, T2T-ViT, transformers
+    "bicubic_offset": ("bicubic", False, False, 0.1),  # DINO, DINOv2 interpolate_pos_encoding
+    "bicubic_corners": ("bicubic", False, True, 0.0),  # torchvision interpolate_embeddings
+    "bilinear": ("bilinear", False, False, 0.0),  # timm's reader of Google .npz; PVT
+    "bilinear_corners": ("bilinear", False, True, 0.0),  # scipy zoom, order 1: vit_jax, big_vision
 }
 
 
@@ -53,7 +56,7 @@ def resize_table(
     """Resize a position table from one grid to another.
 
     Args:
-        table: [prefix + old_rows*old_columns, d], or the same with a leading axis of 1.
+        table: [prefix + old_rows*old_columns, d], or several of them along a leading axis.
         old, new: grids as (rows, columns).
         how: one of `RESIZES`.
         prefix: rows at the start that belong to no patch; they are kept as they are.
@@ -72,14 +75,22 @@ def resize_table(
         )
     if old == new:
         return table
-    mode, antialias, corners = RESIZES[how]
-    flat = table.reshape(-1, table.shape[-1])
-    work = flat if flat.dtype == torch.float64 else flat.float()
-    picture = rearrange(work[prefix:], "(h w) d -> 1 d h w", h=old[0])
-    picture = F.interpolate(picture, new, mode=mode, antialias=antialias, align_corners=corners)
-    patches = rearrange(picture, "1 d h w -> (h w) d").to(table.dtype)
-    resized = torch.cat([flat[:prefix], patches])
-    return resized.reshape(*table.shape[:-2], *resized.shape)
+    mode, antialias, corners, offset = RESIZES[how]
+    stack = table.reshape(-1, *table.shape[-2:])
+    work = stack if stack.dtype == torch.float64 else stack.float()
+    picture = rearrange(work[:, prefix:], "l (h w) d -> l d h w", h=old[0])
+    scale = [(side + offset) / before for side, before in zip(new, old, strict=True)]
+    picture = F.interpolate(
+        picture,
+        None if offset else new,
+        scale if offset else None,
+        mode=mode,
+        antialias=antialias,
+        align_corners=corners,
+    )
+    patches = rearrange(picture, "l d h w -> l (h w) d").to(table.dtype)
+    resized = torch.cat([stack[:, :prefix], patches], dim=1)
+    return resized.reshape(*table.shape[:-2], *resized.shape[1:])
 
 
 def sincos2d(grid: tuple[int, int], width: int) -> Tensor:

@@ -128,6 +128,7 @@ class BiTResNet(ImageClassifier):
     """
 
     config: BiTConfig
+    head_name = "head.fc"
 
     def __init__(self, config: BiTConfig):
         super().__init__(config)
@@ -169,7 +170,7 @@ class BiTResNet(ImageClassifier):
         """
         x, maps = record(tape, "stem", self.stem(images)), []
         for stage, part in enumerate(self.stages):
-            for index, block in enumerate(part.blocks):
+            for index, block in enumerate(part.get_submodule("blocks").children()):
                 x = self.through(block, x, inside(tape, f"stages.{stage}.blocks.{index}"))
             maps.append(x)
         maps[-1] = F.relu(self.norm(x), inplace=True)

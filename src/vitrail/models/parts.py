@@ -119,29 +119,70 @@ class Attention(ScaledAttention):
         self.proj = nn.Linear(width, width)
         self.proj_drop = nn.Dropout(dropout)
 
-    def forward(self, x: Tensor, tape: Tape | None = None) -> Tensor:
-        """[b n d] to [b n d]; records ``attention`` [b h n n]."""
+    def forward(
+        self, x: Tensor, tape: Tape | None = None, offset_keys: Tensor | None = None
+    ) -> Tensor:
+        """[b n d] to [b n d]; records ``attention`` [b h n n].
+
+        ``offset_keys`` [2n-1 d/h], where there are any, add to each logit the product of its query
+        with the key of its offset: see `offset_bias`.
+        """
         b, n, d = x.shape
         qkv = self.qkv(x).reshape(b, n, 3, self.heads, d // self.heads).permute(2, 0, 3, 1, 4)
         query, key, value = qkv.unbind(0)
-        mixed = attend(query, key, value, self.scale, tape)
+        bias = None if offset_keys is None else offset_bias(query * self.scale, offset_keys)
+        mixed = attend(query, key, value, self.scale, tape, bias)
         return self.proj_drop(self.proj(mixed.transpose(1, 2).reshape(b, n, d)))
 
 
-def attend(query: Tensor, key: Tensor, value: Tensor, scale: float, tape: Tape | None) -> Tensor:
-    """Scaled dot-product attention over [b h n e]; explicit when the tape wants ``attention``."""
+def attend(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    scale: float,
+    tape: Tape | None,
+    bias: Tensor | None = None,
+) -> Tensor:
+    """Scaled dot-product attention over [b h n e]; explicit when the tape wants ``attention``.
+
+    ``bias``, of any shape that spreads to [b h n m], is added to the scaled products.
+    """
     if tape is None or not tape.wants("attention"):
-        return F.scaled_dot_product_attention(query, key, value, scale=scale)
-    weights = (query * scale @ key.transpose(-2, -1)).softmax(dim=-1)
+        return F.scaled_dot_product_attention(query, key, value, bias, scale=scale)
+    logits = query * scale @ key.transpose(-2, -1)
+    weights = (logits if bias is None else logits + bias).softmax(dim=-1)
     return record(tape, "attention", weights) @ value
 
 
-class Mlp(nn.Module):
-    """Linear, activation, linear, with dropout after each linear layer."""
+def offset_bias(query: Tensor, keys: Tensor) -> Tensor:
+    """Logits of 1-D relative attention (ViT paper, appendix D.4): queries with keys of offsets.
 
-    def __init__(self, width: int, hidden: int, activation: str, dropout: float):
+    Args:
+        query: [b h n e], scaled.
+        keys: [2n-1 e], one for each offset (query's place - key's place) from -(n-1) to n-1.
+
+    Returns:
+        [b h n n], to be added to the logits of the attention by content.
+    """
+    n = query.shape[-2]
+    places = torch.arange(n, device=query.device)
+    rows = places[:, None] - places + n - 1
+    return (query @ keys.T).gather(-1, rows.expand(*query.shape[:-1], n))
+
+
+class Mlp(nn.Module):
+    """Linear, activation, linear, with dropout after each linear layer.
+
+    A gated one (SwiGLU, where the activation is ``silu``) has two inner layers, stacked in `fc1`
+    with the gate first: activation(gate) times the other goes on (DINOv2 layers/swiglu_ffn.py).
+    """
+
+    def __init__(
+        self, width: int, hidden: int, activation: str, dropout: float, gated: bool = False
+    ):
         super().__init__()
-        self.fc1 = nn.Linear(width, hidden)
+        self.gated = gated
+        self.fc1 = nn.Linear(width, hidden * (2 if gated else 1))
         self.act = ACTIVATIONS[activation]()
         self.drop1 = nn.Dropout(dropout)
         self.fc2 = nn.Linear(hidden, width)
@@ -149,7 +190,13 @@ class Mlp(nn.Module):
 
     def forward(self, x: Tensor, tape: Tape | None = None) -> Tensor:
         """[b n d] to [b n d]; records ``hidden`` [b n m]."""
-        hidden = record(tape, "hidden", self.act(self.fc1(x)))
+        hidden = self.fc1(x)
+        if self.gated:
+            gate, hidden = hidden.chunk(2, dim=-1)
+            hidden = self.act(gate) * hidden
+        else:
+            hidden = self.act(hidden)
+        hidden = record(tape, "hidden", hidden)
         return self.drop2(self.fc2(self.drop1(hidden)))
 
 
@@ -173,6 +220,7 @@ class Block(nn.Module):
         qkv_bias: bool = True,
         attention_scale: str = "head",
         activation: str = "gelu",
+        gated_mlp: bool = False,
         norm_eps: float = 1e-6,
         dropout: float = 0.0,
         drop_path: float = 0.0,
@@ -188,13 +236,18 @@ class Block(nn.Module):
         self.ls1 = scaled()
         self.drop_path1 = DropPath(drop_path)
         self.norm2 = nn.LayerNorm(width, eps=norm_eps)
-        self.mlp = Mlp(width, hidden, activation, dropout)
+        self.mlp = Mlp(width, hidden, activation, dropout, gated_mlp)
         self.ls2 = scaled()
         self.drop_path2 = DropPath(drop_path)
 
-    def forward(self, x: Tensor, tape: Tape | None = None) -> Tensor:
-        """[b n d] to [b n d]; records ``attention``, ``mlp.hidden`` and ``out``."""
-        x = x + self.drop_path1(self.ls1(self.attn(self.norm1(x), tape)))
+    def forward(
+        self, x: Tensor, tape: Tape | None = None, offset_keys: Tensor | None = None
+    ) -> Tensor:
+        """[b n d] to [b n d]; records ``attention``, ``mlp.hidden`` and ``out``.
+
+        ``offset_keys`` are those of relative attention, as for `Attention`.
+        """
+        x = x + self.drop_path1(self.ls1(self.attn(self.norm1(x), tape, offset_keys)))
         x = x + self.drop_path2(self.ls2(self.mlp(self.norm2(x), inside(tape, "mlp"))))
         return record(tape, "out", x)
 

@@ -42,8 +42,8 @@ class PyramidVisionTransformer(Pyramid):
 
     def __init__(self, config: PVTConfig):
         super().__init__(config)
-        c = config
-        for stage, (rows, columns) in enumerate(c.grids(height_width(c.image_size))):
+        c, self._grids = config, config.grids(height_width(config.image_size))
+        for stage, (rows, columns) in enumerate(self._grids):
             table = torch.zeros(1, rows * columns + self._prefix(stage), c.widths[stage])
             self.add_module(f"patch_embed{stage + 1}", self._embedding(stage))
             self.register_parameter(f"pos_embed{stage + 1}", nn.Parameter(table))
@@ -73,9 +73,8 @@ class PyramidVisionTransformer(Pyramid):
         prefix = self._prefix(stage)
         if prefix:
             x = torch.cat([self.cls_token.expand(x.shape[0], -1, -1), x], dim=1)
-        own = self.config.grids(height_width(self.config.image_size))[stage]
         table = getattr(self, f"pos_embed{stage + 1}")
-        return self.pos_drop(x + resize_table(table, own, grid, "bilinear", prefix))
+        return self.pos_drop(x + resize_table(table, self._grids[stage], grid, "bilinear", prefix))
 
     def blocks_of(self, stage: int) -> nn.ModuleList:
         """The blocks of a stage."""
@@ -92,27 +91,18 @@ class PyramidVisionTransformer(Pyramid):
         found = re.match(r"(?:patch_embed|pos_embed|block)(\d+)(?:\.(\d+)\.)?", parameter)
         return found and (int(found[1]) - 1, int(found[2] or -1))
 
-    def fit_table(
-        self, name: str, table: Tensor, size: tuple[int, int] | None
-    ) -> tuple[Tensor, str] | None:
-        """A file's position table of another picture size, resized; see `ImageClassifier`."""
+    def refit(self, name: str, tensor: Tensor) -> tuple[Tensor, str] | None:
+        """A file's position table of a square grid, resized; see `ImageClassifier`."""
         found = re.fullmatch(r"pos_embed(\d+)", name)
-        own = self.config.grids(height_width(self.config.image_size))
-        if not found or int(found[1]) > len(own):
+        if not found or tensor.ndim != 3 or tensor.shape[0] != 1:
             return None
         stage = int(found[1]) - 1
-        prefix, grid = self._prefix(stage), own[stage]
-        rows = table.shape[1] - prefix if table.ndim == 3 else 0
-        if table.ndim != 3 or table.shape[0] != 1 or table.shape[2] != self.config.widths[stage]:
+        prefix, grid = self._prefix(stage), self._grids[stage]
+        side = isqrt(max(0, tensor.shape[1] - prefix))
+        if not side or prefix + side**2 != tensor.shape[1]:
             return None
-        side = isqrt(max(rows, 0))
-        old = (side, side) if size is None else self.config.grids(size)[stage]
-        if size is None and rows == grid[0] * grid[1]:
-            old = grid
-        if old[0] * old[1] != rows:
-            raise ValueError(f"{rows} rows in the file are no square grid")
-        how = "" if old == grid else f"{old[0]}x{old[1]} -> {grid[0]}x{grid[1]}, bilinear"
-        return resize_table(table, old, grid, "bilinear", prefix), how
+        resized = resize_table(tensor, (side, side), grid, "bilinear", prefix)
+        return resized, f"{side}x{side} -> {grid[0]}x{grid[1]}, bilinear"
 
     def _prefix(self, stage: int) -> int:
         return int(stage == len(self.config.depths) - 1)

@@ -2,14 +2,13 @@
 
 Beside PVT: embeddings overlap, a depthwise convolution in the MLP takes the place of the position
 tables, the pooling is a mean, every stage ends in a norm, and the linear form pools keys and
-values to 7x7. State-dict names and numerics are timm's (every eps 1e-6); the authors trained with
-1e-5 in embeddings and reductions, which their files bring with them.
+values to 7x7. State-dict names are timm's, which renames the authors' (classification/pvt_v2.py).
 """
 
 import re
 from dataclasses import dataclass
 from math import sqrt
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -31,11 +30,9 @@ class PVTv2Config(PyramidConfig):
     Args:
         linear: pool keys and values to 7x7 instead of reducing them (the paper's linear SRA);
             ``reductions`` then mean nothing.
-        embed_norm_eps: timm's 1e-6; the authors' weights were trained with 1e-5.
     """
 
     linear: bool = False
-    embed_norm_eps: float = 1e-6
 
     def _side(self, pixels: int, stride: int) -> int:
         return -(-pixels // stride)  # the embeddings pad
@@ -92,20 +89,23 @@ class PyramidVisionTransformerV2(Pyramid):
     def embed(self, stage: int, picture: Tensor, grid: Grid, tape: Tape | None) -> Tensor:
         """The map [b c h w] that a stage begins with to its tokens [b n d]."""
         if stage:
-            return self.stages[stage].downsample(picture)
+            return self._stage(stage).downsample(picture)
         return record(tape, "patches", self.patch_embed(picture))
 
     def blocks_of(self, stage: int) -> nn.ModuleList:
         """The blocks of a stage."""
-        return self.stages[stage].blocks
+        return self._stage(stage).blocks
 
     def finish(self, stage: int, x: Tensor) -> Tensor:
         """A stage's norm."""
-        return self.stages[stage].norm(x)
+        return self._stage(stage).norm(x)
 
     def pool(self, x: Tensor, tape: Tape | None) -> Tensor:
         """The last stage's tokens [b n d] to their mean [b d]."""
         return x.mean(dim=1)
+
+    def _stage(self, stage: int) -> PyramidStage:
+        return cast(PyramidStage, self.stages[stage])
 
     def place(self, parameter: str) -> tuple[int, int] | None:
         """A parameter's stage and block (-1: the embedding); None for the head."""

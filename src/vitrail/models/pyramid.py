@@ -8,7 +8,7 @@ and reductions, where the authors left torch's default.
 
 import re
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch.nn.functional as F
 from einops import rearrange
@@ -16,7 +16,8 @@ from torch import Tensor, nn
 
 from vitrail.kit.errors import Error, did_you_mean
 from vitrail.models.base import FeatureMaps, ImageClassifier, Size, height_width, square_or_pair
-from vitrail.models.parts import ACTIVATIONS, DropPath, Mlp, attend
+from vitrail.models.parts import ACTIVATIONS, DropPath, Mlp, ScaledAttention, attend
+from vitrail.models.stages import drop_path_rates, stage_strides
 from vitrail.models.tape import Tape, inside, record
 
 Grid = tuple[int, int]
@@ -83,7 +84,7 @@ class PyramidConfig:
     @property
     def strides(self) -> list[int]:
         """Each stage's stride in input pixels: 4, 8, 16, 32."""
-        return [4 * 2**stage for stage in range(len(self.depths))]
+        return stage_strides(self.depths)
 
     def grids(self, size: tuple[int, int]) -> list[Grid]:
         """Each stage's (rows, columns) for pictures of a size (height, width).
@@ -107,7 +108,7 @@ class PyramidConfig:
         return stride * reduction
 
 
-class ReducedAttention(nn.Module):
+class ReducedAttention(ScaledAttention):
     """Attention whose keys and values come from a reduced map ("spatial reduction").
 
     Args:
@@ -121,9 +122,7 @@ class ReducedAttention(nn.Module):
     def __init__(
         self, width: int, heads: int, reduction: int, qkv_bias: bool, linear: bool, dropout: float
     ):
-        super().__init__()
-        self.heads = heads
-        self.scale = (width // heads) ** -0.5
+        super().__init__(width, heads, "head")
         self.linear = linear
         self.q = nn.Linear(width, width, bias=qkv_bias)
         self.kv = nn.Linear(width, 2 * width, bias=qkv_bias)
@@ -227,7 +226,7 @@ class PatchEmbed(nn.Module):
 class Pyramid(ImageClassifier):
     """What both models do: stage after stage, from a map to tokens and back."""
 
-    config: PyramidConfig
+    config: Any  # a PyramidConfig of the subclass's own kind
     convolved: ClassVar[bool]
 
     def __init__(self, config: PyramidConfig):
@@ -241,10 +240,7 @@ class Pyramid(ImageClassifier):
             if isinstance(part, PatchEmbed):
                 part.norm.eps = c.embed_norm_eps
             elif isinstance(part, ReducedAttention):
-                width = part.q.in_features
-                part.scale = (
-                    width if c.attention_scale == "width" else width // part.heads
-                ) ** -0.5
+                part.rescale(c.attention_scale)
                 if part.reduces:
                     part.norm.eps = c.embed_norm_eps
             elif isinstance(part, (Mlp, ConvMlp)):
@@ -308,9 +304,8 @@ class Pyramid(ImageClassifier):
         raise NotImplementedError
 
     def _blocks(self, stage: int, linear: bool = False) -> nn.ModuleList:
-        c, before = self.config, sum(self.config.depths[:stage])
-        steps = max(1, sum(c.depths) - 1)
-        rates = [c.drop_path * (before + i) / steps for i in range(c.depths[stage])]
+        c = self.config
+        rates = drop_path_rates(c.drop_path, c.depths)[stage]
         return nn.ModuleList(
             PyramidBlock(c, stage, rate, convolved=self.convolved, linear=linear) for rate in rates
         )

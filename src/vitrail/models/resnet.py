@@ -125,6 +125,7 @@ class ResNet(ImageClassifier):
     """
 
     config: ResNetConfig
+    head_name = "fc"
 
     def __init__(self, config: ResNetConfig):
         super().__init__(config)
@@ -158,14 +159,13 @@ class ResNet(ImageClassifier):
         )
 
     @property
-    def head(self) -> nn.Module:
-        """The classifier, which timm and torchvision call ``fc``."""
-        return self.fc
-
-    @property
-    def stages(self) -> list[nn.Sequential]:
+    def stages(self) -> list[nn.Module]:
         """The stages, ``layer1`` first."""
         return [self.get_submodule(f"layer{i + 1}") for i in range(len(self.config.depths))]
+
+    def forward(self, images: Tensor, tape: Tape | None = None) -> Tensor:
+        """Normalised images float [b c h w] to logits [b k]; records ``logits``."""
+        return record(tape, "logits", self.fc(self.features(images, tape)))
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
@@ -188,7 +188,7 @@ class ResNet(ImageClassifier):
         x = self.maxpool(self.act1(self.bn1(self.conv1(images))))
         x, maps = record(tape, "stem", x), []
         for stage, blocks in enumerate(self.stages):
-            for index, block in enumerate(blocks):
+            for index, block in enumerate(blocks.children()):
                 x = self.through(block, x, inside(tape, f"stages.{stage}.blocks.{index}"))
             maps.append(x)
         return maps

@@ -70,12 +70,12 @@ class StandardizedConv2d(nn.Conv2d):
         self.eps = eps
         self.eps_on = eps_on
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, input: Tensor) -> Tensor:
         """[b i h w] to [b o h' w']."""
         if self.pads_itself:
-            x = pad_same(x, self.kernel_size[0], self.stride[0])
+            input = pad_same(input, self.kernel_size[0], self.stride[0])
         weight = standardized(self.weight, self.eps, self.eps_on)
-        return F.conv2d(x, weight, None, self.stride, self.padding)
+        return F.conv2d(input, weight, None, self.stride, self.padding)
 
     def extra_repr(self) -> str:
         """The convolution's, and where the eps is."""

@@ -117,7 +117,7 @@ class ViTConfig:
             raise Error("num_classes and registers cannot be negative")
         if self.pool == "token" and self.class_token is False:
             raise Error("pool 'token' reads the class token: do not set class_token to False")
-        check_divides(height_width(self.image_size), self.patch_size)
+        self.grid_of(height_width(self.image_size))
 
     @property
     def has_class_token(self) -> bool:
@@ -132,8 +132,21 @@ class ViTConfig:
     @property
     def grid(self) -> tuple[int, int]:
         """(rows, columns) of patches at ``image_size``."""
-        height, width = height_width(self.image_size)
-        return height // self.patch_size, width // self.patch_size
+        return self.grid_of(height_width(self.image_size))
+
+    def grid_of(self, size: tuple[int, int]) -> tuple[int, int]:
+        """(rows, columns) of patches in a picture of (height, width) pixels.
+
+        Raises:
+            Error: the patch does not divide it.
+        """
+        check_divides(size, self.patch_size)
+        return size[0] // self.patch_size, size[1] // self.patch_size
+
+    @property
+    def stride(self) -> int:
+        """Pixels from one patch to the next."""
+        return self.patch_size
 
 
 class PatchEmbed(nn.Module):
@@ -161,7 +174,7 @@ class VisionTransformer(ImageClassifier):
     def __init__(self, config: ViTConfig):
         super().__init__(config)
         c = config
-        self.patch_embed = PatchEmbed(c.patch_size, c.in_channels, c.width)
+        self.patch_embed = self.make_patch_embed()
         if c.has_class_token:
             self.cls_token = nn.Parameter(torch.zeros(1, 1, c.width))
         if c.registers:
@@ -212,7 +225,7 @@ class VisionTransformer(ImageClassifier):
         """Initialise as Google's code does (vit_jax/models_vit.py; big_vision models/vit.py)."""
         c = self.config
         projection = self.patch_embed.proj
-        lecun_normal_(projection.weight, c.in_channels * c.patch_size**2)
+        lecun_normal_(projection.weight, projection.weight[0].numel())
         if projection.bias is not None:  # it always is there, but Conv2d does not promise it
             nn.init.zeros_(projection.bias)
         for name, parameter in self.named_parameters(recurse=False):
@@ -259,16 +272,17 @@ class VisionTransformer(ImageClassifier):
 
     def encode(self, images: Tensor, tape: Tape | None = None) -> Tensor:
         """Images float [b c h w] to the last block's tokens [b prefix+n d], normed if it is."""
-        x = self.embed(images, tape)
+        return self.transform(self.embed(self.project(images, tape), tape), tape)
+
+    def transform(self, x: Tensor, tape: Tape | None = None) -> Tensor:
+        """Tokens [b prefix+n d] through the blocks and the final norm, where that stands here."""
         for i, block in enumerate(self.blocks):
             x = self.through(block, x, inside(tape, f"blocks.{i}"))
         return record(tape, "normed", self.norm(x))
 
-    def embed(self, images: Tensor, tape: Tape | None = None) -> Tensor:
-        """Images float [b c h w] to tokens [b prefix+n d] with their positions."""
+    def embed(self, picture: Tensor, tape: Tape | None = None) -> Tensor:
+        """Projected patches [b d rows columns] to tokens [b prefix+n d] with their positions."""
         c = self.config
-        check_divides((images.shape[-2], images.shape[-1]), c.patch_size)
-        picture = self.patch_embed(images)
         grid = (picture.shape[-2], picture.shape[-1])
         x = record(tape, "patches", rearrange(picture, "b d h w -> b (h w) d"))
         names = ["cls_token"] * c.has_class_token + ["reg_token"] * (c.registers > 0)
@@ -282,6 +296,15 @@ class VisionTransformer(ImageClassifier):
             x = x + self.positions(grid)
             x = torch.cat([*prefix, x], dim=1) if prefix else x
         return record(tape, "embedded", self.pos_drop(x))
+
+    def make_patch_embed(self) -> PatchEmbed:
+        """What makes patches of a picture; its ``proj`` is the projection to the width."""
+        return PatchEmbed(self.config.patch_size, self.config.in_channels, self.config.width)
+
+    def project(self, images: Tensor, tape: Tape | None = None) -> Tensor:
+        """Images float [b c h w] to projected patches [b d rows columns]."""
+        self.config.grid_of((images.shape[-2], images.shape[-1]))
+        return self.patch_embed(images)
 
     def positions(self, grid: tuple[int, int]) -> Tensor:
         """The position table for a grid of patches, [1 rows d]."""
@@ -308,10 +331,12 @@ class VisionTransformer(ImageClassifier):
 
     def feature_maps(self, images: Tensor) -> FeatureMaps:
         """Images float [b c h w] to one map [b d rows columns], its stride the patch size."""
-        tokens = self.encode(images)[:, self.config.prefix :]
-        rows = images.shape[-2] // self.config.patch_size
-        maps = rearrange(tokens, "b (h w) d -> b d h w", h=rows)
-        return FeatureMaps([maps], [self.config.patch_size])
+        return FeatureMaps([self.refine(self.project(images))], [self.config.stride])
+
+    def refine(self, picture: Tensor) -> Tensor:
+        """Projected patches [b d rows columns] to the last block's, [b d rows columns]."""
+        tokens = self.transform(self.embed(picture))[:, self.config.prefix :]
+        return rearrange(tokens, "b (h w) d -> b d h w", h=picture.shape[-2])
 
     def depth_of(self, parameter: str) -> int:
         """0 for the embeddings, i+1 for block i, depth+1 for the rest (MAE's layer-wise rates)."""

@@ -13,8 +13,8 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from vitrail.kit.errors import Error, did_you_mean
-from vitrail.kit.preprocess import Preprocessing
-from vitrail.models import vit
+from vitrail.kit.preprocess import IMAGENET_MEAN, IMAGENET_STD, Preprocessing
+from vitrail.models import bit_resnet, cvt, pvt, pvt_v2, resnet, vit
 from vitrail.models.base import ImageClassifier, checked_config, height_width
 
 
@@ -37,6 +37,12 @@ class Entry:
 
 FAMILIES: dict[str, tuple[type, type[ImageClassifier]]] = {
     "vit": (vit.ViTConfig, vit.VisionTransformer),
+    "pvt": (pvt.PVTConfig, pvt.PyramidVisionTransformer),
+    "pvt_v2": (pvt_v2.PVTv2Config, pvt_v2.PyramidVisionTransformerV2),
+    "cvt": (cvt.CvTConfig, cvt.CvT),
+    "hybrid": (hybrid.HybridConfig, hybrid.HybridTransformer),
+    "resnet": (resnet.ResNetConfig, resnet.ResNet),
+    "bit": (bit_resnet.BiTConfig, bit_resnet.BiTResNet),
 }
 
 PATCHES = {
@@ -91,10 +97,99 @@ ALIASES: dict[str, str] = {
 }
 
 
+
+def _hybrid(name: str, image_size: int) -> Entry:
+    size, depths, patch_size = hybrid.VARIANTS[name]
+    config = {
+        **vit.SIZES[size],
+        "depths": depths,
+        "widths": (256, 512, 1024, 2048)[: len(depths)],
+        "patch_size": patch_size,
+        "image_size": image_size,
+    }
+    return Entry("hybrid", config, ("google", "timm"))
+
+
+ENTRIES |= {
+    f"{name}_{image_size}": _hybrid(name, image_size)
+    for name in hybrid.VARIANTS
+    for image_size in RESOLUTIONS
+}
+ALIASES |= {
+    written.format(resnet_, vit_, stride): f"{name}_224"
+    for name, (resnet_, vit_, stride) in hybrid.PAPER_NAMES.items()
+    for written in ("{}+{}/{}", "{}+{}_{}", "{}+ViT-{}/{}", "{}+ViT-{}_{}")
+}
+
+# BiT is judged on whole pictures squeezed to the size (bit_pytorch/train.py).
+ENTRIES |= {
+    f"resnetv2_{name}_bit": Entry(
+        "bit",
+        bit_resnet.variant(name),
+        ("google", "timm", "transformers"),
+        {"fit": "squash", "crop": 1.0, "interpolation": "bilinear"},
+    )
+    for name in bit_resnet.NAMES
+}
+ALIASES |= {
+    written.format(name): f"resnetv2_{name}_bit"
+    for name in bit_resnet.NAMES
+    for written in ("R{}", "BiT-R{}", "BiT-S-R{}", "BiT-M-R{}")
+}
+ALIASES["google/bit-50"] = "resnetv2_50x1_bit"
+
+ENTRIES |= {
+    name: Entry(
+        "resnet",
+        config,
+        ("timm", "torchvision"),
+        {"mean": IMAGENET_MEAN, "std": IMAGENET_STD, "crop": 0.875, "interpolation": "bilinear"},
+    )
+    for name, config in resnet.VARIANTS.items()
+}
+
+_IMAGENET = {"mean": IMAGENET_MEAN, "std": IMAGENET_STD, "interpolation": "bicubic"}
+ENTRIES |= {
+    f"pvt_{size}": Entry("pvt", config, ("pvt", "transformers"), {**_IMAGENET, "crop": 0.875})
+    for size, config in pvt.SIZES.items()
+}
+ENTRIES |= {
+    f"pvt_v2_{size}": Entry("pvt_v2", config, ("timm", "pvt"), {**_IMAGENET, "crop": 0.9})
+    for size, config in pvt_v2.SIZES.items()
+}
+ALIASES |= {f"PVT-{size.capitalize()}": f"pvt_{size}" for size in pvt.SIZES}
+ALIASES |= {
+    f"PVTv2-{size.title().replace('_', '-')}": f"pvt_v2_{size}" for size in pvt_v2.SIZES
+}
+
+# At 384 pixels the authors squeeze whole pictures (experiments/imagenet/cvt/*-384x384.yaml).
+ENTRIES |= {
+    f"cvt_{variant}_{size}": Entry(
+        "cvt",
+        {**cvt.VARIANTS[variant], "image_size": size},
+        ("cvt", "transformers"),
+        {**_IMAGENET, **({"crop": 0.875} if size == 224 else {"crop": 1.0, "fit": "squash"})},
+    )
+    for variant, sizes in cvt.SIZES.items()
+    for size in sizes
+}
+ALIASES |= {
+    written.format(variant.upper() if "CvT" in written else variant): f"cvt_{variant}_{size}"
+    for variant, size in (("13", 224), ("21", 224), ("w24", 384))
+    for written in ("CvT-{}", "microsoft/cvt-{}")
+}
+ALIASES |= {
+    written.format(variant.upper() if "CvT" in written else variant): f"cvt_{variant}_384"
+    for variant in ("13", "21", "w24")
+    for written in ("CvT-{}-384", "microsoft/cvt-{}-384", "microsoft/cvt-{}-384-22k")
+}
+ALIASES["CvT-13-NAS"] = "cvt_13_nas_224"
+
 # A name without its size, and the first entry that it may stand for.
 BASES: dict[str, str] = {}
-for _name in ENTRIES:
-    BASES.setdefault(re.sub(r"_\d+$", "", _name), _name)
+for _name, _entry in ENTRIES.items():
+    _size = _entry.config.get("image_size", FAMILIES[_entry.family][0].image_size)
+    BASES.setdefault(_name.removesuffix(f"_{_size}"), _name)
 
 
 def list_models(pattern: str = "*") -> list[str]:
@@ -157,7 +252,10 @@ def create_model(
     if image_size is not None:
         fields["image_size"] = image_size
     model = from_config(entry.family, fields)
-    model.preprocessing = model.preprocessing.replace(**entry.preprocessing)
+    pictures = dict(entry.preprocessing)
+    if len(pictures.get("mean", ())) != in_channels:  # statistics of colours say nothing of others
+        pictures = {k: v for k, v in pictures.items() if k not in ("mean", "std")}
+    model.preprocessing = model.preprocessing.replace(**pictures)
     return model
 
 

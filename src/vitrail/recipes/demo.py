@@ -11,7 +11,7 @@ DATA = "demo:fashion"
 MODEL = Model(
     name="vit_tiny_patch7_28",
     image_size=28,
-    config={"depth": 4, "mlp_width": 384, "pool": "mean"},
+    config={"depth": 4, "width": 96, "mlp_width": 192, "pool": "mean", "position": "sincos2d"},
 )
 
 

@@ -13,7 +13,8 @@ import torch
 
 from vitrail.data.fingerprint import Fingerprint, fingerprint
 from vitrail.data.scan import readable, scan
-from vitrail.data.sources import Spec, open_splits
+from vitrail.data.sources import Source, Spec, open_splits
+from vitrail.data.statistics import pixel_statistics
 from vitrail.kit.errors import Error, did_you_mean
 from vitrail.models.base import ImageClassifier, Size, height_width
 from vitrail.models.cost import cost
@@ -107,7 +108,7 @@ def train(
         },
     ).replace(weights=None if weights is None else str(weights))
     options = Options(save_every=save_every, workers=workers, record_keys=record_keys)
-    built = build(chosen, opened.parts.train.classes)
+    built = build(chosen, opened.parts.train)
     told = [*opened.lines, *_plan(chosen, built, opened, options, engine)]
     settings = {"recipe": chosen.to_json()}
     resumed = output.continues(settings, opened.prints, overwrite)
@@ -157,8 +158,8 @@ def choose_recipe(name: str, situation: Situation, settings: Mapping[str, Any]) 
     return with_settings(RECIPES[name](situation), settings)
 
 
-def build(recipe: Recipe, classes: tuple[str, ...]) -> ImageClassifier:
-    """A recipe's model for these classes, with fresh weights from the recipe's seed.
+def build(recipe: Recipe, data: Source) -> ImageClassifier:
+    """A recipe's model for these data, with fresh weights from the recipe's seed.
 
     Raises:
         Error: what `create_model` raises.
@@ -166,9 +167,12 @@ def build(recipe: Recipe, classes: tuple[str, ...]) -> ImageClassifier:
     torch.manual_seed(recipe.seed)
     choice = recipe.model
     model = create_model(
-        choice.name, num_classes=len(classes), image_size=choice.image_size, **choice.config
+        choice.name, num_classes=len(data.classes), image_size=choice.image_size, **choice.config
     )
-    return model.set_labels(classes)
+    if recipe.normalize == "data":
+        mean, std = pixel_statistics(data, model.preprocessing)
+        model.preprocessing = model.preprocessing.replace(mean=mean, std=std)
+    return model.set_labels(data.classes)
 
 
 def _open(data: Spec, val_fraction: float, seed: int) -> _Opened:

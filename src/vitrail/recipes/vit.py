@@ -29,6 +29,7 @@ def scratch(situation: Situation) -> Recipe:
         duration=duration,
         batch_size=batch_size,
         ema=0.9999,
+        normalize="data",
     )
 
 

@@ -142,6 +142,8 @@ class Recipe:
         eval_every: how often to look at the validation set.
         patience: stop after this many looks without a better one; None to go to the end.
         precision: ``fp32``, ``bf16``, ``fp16`` or ``fp64``.
+        normalize: where the mean and deviation of pixels come from: ``model`` keeps those that the
+            model (or its weights) came with, ``data`` measures them on the training images.
         compile: whether the model runs through `torch.compile`.
         weights: where the weights came from, for the record; None for random ones.
     """
@@ -159,12 +161,14 @@ class Recipe:
     eval_every: Duration = Duration(1, "epochs")
     patience: int | None = None
     precision: str = "fp32"
+    normalize: str = "model"
     compile: bool = False
     weights: str | None = None
 
     def __post_init__(self):
         _check_one_of("optim.name", self.optim.name, ("adamw", "sgd"))
         _check_one_of("schedule.kind", self.schedule.kind, ("cosine", "linear", "constant"))
+        _check_one_of("normalize", self.normalize, ("model", "data"))
         _check_one_of("precision", self.precision, ("fp32", "bf16", "fp16", "fp64"))
         if self.batch_size < 1:
             raise Error(f"batch_size must be at least 1, not {self.batch_size}")

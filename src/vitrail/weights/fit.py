@@ -17,7 +17,7 @@ from vitrail.weights.report import LoadReport
 from vitrail.weights.rules import Reading, Translation, misfit, to_ours, under
 from vitrail.weights.unwrap import Checkpoint
 
-HEADS = ("head",)  # what `fresh` zero-initialises instead of leaving it as it is
+HEADS = ("head", "fc")  # what `fresh` zero-initialises instead of leaving it as it is
 
 
 def fit_tensors(
@@ -131,7 +131,7 @@ def _misfit(
     unexpected: list[str],
     mismatched: list[str],
 ) -> WeightsError:
-    bias, hint = found.tensors.get("head.bias"), ""
+    bias, hint = found.tensors.get(f"{model.head_name}.bias"), ""
     if any(under(entry.split(":")[0], HEADS) for entry in mismatched):
         classes = 0 if bias is None else len(bias)
         if all(under(entry.split(":")[0], HEADS) for entry in [*mismatched, *missing, *unexpected]):
@@ -211,7 +211,7 @@ def ready_tensors(
         raise WeightsError(
             f"{report.source} is spoilt: NaN or infinite values in {listing(bad)}", mismatched=bad
         )
-    head = ready.get("head.weight")
+    head = ready.get(f"{model.head_name}.weight")
     if head is not None and not head.any():
         report.notes.append(
             "the file's head is all zeros, as in Google's ImageNet-21k files: it predicts nothing "

@@ -109,7 +109,7 @@ def load_checkpoint(
                 own.copy_(ready[name])
     model.preprocessing = report.preprocessing
     labels = checkpoint.about.get("labels") or checkpoint.timm.get("labels")
-    if labels and "head.weight" in report.matched and len(labels) == model.num_classes:
+    if labels and f"{model.head_name}.weight" in report.matched and len(labels) == model.num_classes:
         model.set_labels(labels)
     return report
 
@@ -161,8 +161,10 @@ def set_numerics(model: ImageClassifier, wanted: Mapping[str, Any]) -> dict[str,
 
 
 def _roots(model: ImageClassifier, fresh: str | Sequence[str]) -> tuple[str, ...]:
-    roots = (fresh,) if isinstance(fresh, str) else tuple(fresh)
     own = list(model.state_dict())
+    roots = (fresh,) if isinstance(fresh, str) else tuple(fresh)
+    if not any(under(name, ["head"]) for name in own):  # "head" is every family's word for it
+        roots = tuple(model.head_name if root == "head" else root for root in roots)
     for root in roots:
         if not any(under(name, [root]) for name in own):
             near = did_you_mean(root, [*own, *{name.rsplit(".", 1)[0] for name in own}])

@@ -31,12 +31,22 @@ from typing import Any
 from vitrail.kit.errors import Error
 from vitrail.models.base import ImageClassifier, ModelConfig, Size, height_width
 from vitrail.models.cost.anatomy import Anatomy, Layer
+from vitrail.models.cost.cvt import cvt_layers
+from vitrail.models.cost.pvt import pvt_layers, pvt_v2_layers
 from vitrail.models.cost.vit import vit_layers
+from vitrail.models.cvt import CvTConfig
+from vitrail.models.pvt import PVTConfig
+from vitrail.models.pvt_v2 import PVTv2Config
 from vitrail.models.vit import ViTConfig
 
 __all__ = ["Anatomy", "Cost", "Layer", "cost"]
 
-FAMILIES: dict[type, Callable[[Any, tuple[int, int]], list[Layer]]] = {ViTConfig: vit_layers}
+FAMILIES: dict[type, Callable[[Any, tuple[int, int]], list[Layer]]] = {
+    ViTConfig: vit_layers,
+    CvTConfig: cvt_layers,
+    PVTConfig: pvt_layers,
+    PVTv2Config: pvt_v2_layers,
+}
 
 
 @dataclass(frozen=True)

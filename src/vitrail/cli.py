@@ -284,6 +284,7 @@ def demo(
         "demo:fashion",
         recipe="demo",
         out=out,
+        val_fraction=0.05,
         seed=seed,
         overwrite=overwrite,
         quiet=False,

@@ -176,3 +176,15 @@ def test_a_damaged_checkpoint_falls_back_to_the_one_before(folder, whole, tmp_pa
     _, err = call("train", folder, "--out", out, *TINY, *DRAWS)
     assert "going back to the one before" in err
     assert_same_weights(whole, out)
+
+
+def test_two_processes_cannot_train_in_one_folder(folder, tmp_path):
+    out = tmp_path / "out"
+    words = ["train", folder, "--out", out, "--model", "vit_mu_patch7_28", "--steps", 100_000]
+    process = start(*words)
+    while process.poll() is None and len(step_lines(out)) < 2:
+        time.sleep(0.01)
+    _, err = call(*words, status=2)
+    assert "another process is training" in err
+    process.kill()
+    process.communicate()

@@ -116,24 +116,25 @@ def train(
         return nothing_left(output, end, display)
     if not resumed and weights is not None:
         told += _load(built, str(weights))
-    for line in told:  # only now: until here a mistake is one sentence and nothing else
-        display.say(line)
     if dry_run:
+        display.say(*told)
         total = lengths(chosen, len(opened.parts.train), options).total
         return Run(output.path, total, 0, {}, 0.0, None)
-    if not resumed:
-        output.claim(settings, opened.prints)
-    session = _start(chosen, built, opened.parts, output, options, engine, display)
-    before = session.state.progress.step
-    run_loop(session)
-    ledger = Ledger(
-        device=engine.name,
-        macs_per_image=cost(built).macs,
-        images=session.state.progress.images,
-        seconds=session.seconds(),
-    )
-    facts = {**opened.facts, "val_fraction": held_out, "split_seed": seed}
-    return finish(session, steps_before=before, ledger=ledger, data=facts, command=command)
+    with output.locked():
+        if not resumed:
+            output.claim(settings, opened.prints)
+        display.say(*told)  # only now: until here a mistake is one sentence and nothing else
+        session = _start(chosen, built, opened.parts, output, options, engine, display)
+        before = session.state.progress.step
+        run_loop(session)
+        ledger = Ledger(
+            device=engine.name,
+            macs_per_image=cost(built).macs,
+            images=session.state.progress.images,
+            seconds=session.seconds(),
+        )
+        facts = {**opened.facts, "val_fraction": held_out, "split_seed": seed}
+        return finish(session, steps_before=before, ledger=ledger, data=facts, command=command)
 
 
 @dataclass(frozen=True)

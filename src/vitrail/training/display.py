@@ -30,14 +30,14 @@ class Display:
         self._bar: Progress | None = None
         self._task: TaskID | None = None
 
-    def say(self, line: str) -> None:
-        """One line of text, above the live line where there is one."""
+    def say(self, *lines: str) -> None:
+        """Lines of text, above the live line where there is one."""
         if self.quiet:
             return
         if self._bar is not None:
-            self._bar.console.print(line, markup=False, soft_wrap=True)
+            self._bar.console.print(*lines, sep="\n", markup=False, soft_wrap=True)
         else:
-            print(line, file=sys.stderr, flush=True)
+            print(*lines, sep="\n", file=sys.stderr, flush=True)
 
     @contextlib.contextmanager
     def busy(self, what: str) -> Iterator[None]:

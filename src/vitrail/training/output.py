@@ -5,9 +5,12 @@ end, does nothing; another command is refused with the settings that differ, so 
 ever overwritten or continued as something else by accident.
 """
 
+import fcntl
 import json
+import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -74,13 +77,12 @@ class Output:
         return False
 
     def claim(self, settings: Mapping[str, Any], data: Mapping[str, Fingerprint]) -> None:
-        """Empty the folder of an earlier run and take it for a new one, after `continues`.
+        """Empty the folder of an earlier run and take it for a new one; it is `locked`.
 
         Raises:
             Error: it cannot be made or written.
         """
         try:
-            self.path.mkdir(parents=True, exist_ok=True)
             self._clear()
             (self.path / FOLDER).mkdir()
             for split, one in data.items():
@@ -89,6 +91,32 @@ class Output:
             raise Error(f"{self.path} cannot be used as --out: {error.strerror}") from None
         settings = {**settings, "data": {split: one.to_json() for split, one in data.items()}}
         write_text_whole(self._run_file, json.dumps(settings, indent=1, sort_keys=True))
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Make the folder and keep other processes out of it, for as long as this one lives.
+
+        The lock is on the folder itself and goes with the process, also with one that is killed.
+
+        Raises:
+            Error: another process is training here, or the folder cannot be made.
+        """
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            handle = os.open(self.path, os.O_RDONLY)
+        except OSError as error:
+            raise Error(f"{self.path} cannot be used as --out: {error.strerror}") from None
+        try:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                raise Error(
+                    f"another process is training in {self.path}; wait for it, "
+                    "or give another --out"
+                ) from None
+            yield
+        finally:
+            os.close(handle)
 
     def finished(self) -> dict[str, Any] | None:
         """The record of the end of the run, if it came to its end."""

@@ -41,4 +41,4 @@ bench: .venv/dev
 	for file in benchmarks/*.py; do $(BIN)/python $$file || exit 1; done
 
 clean:
-	rm -rf .venv runs .pytest_cache .ruff_cache .import_linter_cache
+	rm -rf .venv .pytest_cache .ruff_cache .import_linter_cache

@@ -413,3 +413,112 @@ def test_a_full_disk_keeps_the_checkpoint(photos, tmp_path):
         assert kept
     finally:
         subprocess.run(["umount", "--lazy", str(disk)], check=True)
+
+
+# -- what a review found ---------------------------------------------------------------------------
+
+
+def test_settings_decide_what_they_name(photos, tmp_path):
+    words = ["--set", "precision=fp64", "seed=3", "batch_size=4", "duration=2"]
+    out = tmp_path / "run"
+    call("train", photos, "--out", out, "--model", "vit_mu_patch8_32", *words)
+    recipe = json.loads((out / "config.json").read_text())["vitrail"]["recipe"]
+    assert (recipe["seed"], recipe["batch_size"], recipe["precision"]) == (3, 4, "fp64")
+    assert recipe["optim"]["lr"] == pytest.approx(1e-3 * (4 / 64) ** 0.5)
+    from safetensors.torch import load_file
+
+    newest = max((out / "checkpoints").glob("*.safetensors"))
+    assert load_file(newest)["model.head.weight"].dtype == torch.float64
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [
+        "optim.betas=[0.9]",
+        "optim.betas=[2,3]",
+        "optim.momentum=-1",
+        "optim.weight_decay=-5",
+        "optim.layer_decay=-1",
+        "optim.clip_norm=0",
+        "target.label_smoothing=2",
+        "target.mixup=-1",
+        "schedule.warmup=200%",
+        "augment.area=[0.5]",
+        "model.num_classes=5",
+        "patience=0",
+        "seed=99999999999999999999999",
+        "weights=zzz",
+        "batch_size=999999999",
+        "duration=inf",
+    ],
+)
+def test_senseless_settings_are_refused_before_anything_is_made(photos, tmp_path, setting):
+    words = [*QUICK[:2], "--set", setting]
+    call("train", photos, "--out", tmp_path / "out", *words, status=2)
+    assert not (tmp_path / "out").exists()
+
+
+def test_nothing_is_written_into_the_data(photos, model):
+    _, err = call("train", photos, "--out", photos / "run", *QUICK, status=2)
+    assert "inside the data" in err
+    _, err = call("evaluate", model, photos, "--out", photos / "page", status=2)
+    assert "inside the data" in err
+    _, err = call("evaluate", model, photos, "--out", model, status=2)
+    assert "report of its own" in err
+
+
+def test_a_checkpoint_file_is_a_model_too(model, photos, tmp_path):
+    from safetensors.torch import load_file, save_file
+
+    whole, _ = call("evaluate", model, photos, "--json")
+    said, _ = call("evaluate", model / "model.safetensors", photos, "--json")
+    assert said == whole
+    bare = tmp_path / "bare.safetensors"
+    save_file(load_file(model / "model.safetensors"), bare)
+    _, err = call("evaluate", bare, photos, status=2)
+    assert "does not say which model it is" in err
+    call("predict", bare, photos / "red" / "00.png", "--model", "vit_mu_patch8_32")
+
+
+def test_overwriting_an_interrupted_run_of_ones_own_goes_on(photos, tmp_path):
+    out = tmp_path / "run"
+    call("train", photos, "--out", out, *QUICK)
+    words = [*QUICK[:2], "--steps", 100_000, "--batch-size", 8, "--overwrite"]
+    for _ in range(2):
+        process = start("train", photos, "--out", out, *words)
+        before = len(records(out, "step")) if (out / "metrics.jsonl").exists() else 0
+        while process.poll() is None:
+            lines = (out / "metrics.jsonl").read_text() if (out / "metrics.jsonl").exists() else ""
+            if '"steps": 100000' in lines and len(records(out, "step")) > before + 3:
+                break
+            time.sleep(0.01)
+        process.send_signal(2)
+        process.communicate(timeout=60)
+    assert records(out, "start")[0]["step"] == 0
+    assert records(out, "start")[-1]["step"] > 0
+
+
+def test_a_named_pipe_is_no_picture(model, tmp_path):
+    os.mkfifo(tmp_path / "pipe.jpg")
+    process = start("predict", model, tmp_path / "pipe.jpg", "--format", "jsonl")
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 2
+    assert json.loads(out)["error"] == "not a file"
+    assert err.startswith("error: none of the 1 pictures")
+
+
+def test_pictures_found_bad_while_training_are_named(photos, tmp_path):
+    import shutil
+
+    data = tmp_path / "data"
+    shutil.copytree(photos, data)
+    noise = np.random.default_rng(0).integers(0, 256, (400, 400, 3), dtype=np.uint8)
+    path = data / "red" / "damaged.jpg"
+    Image.fromarray(noise).save(path, quality=95)
+    damaged = bytearray(path.read_bytes())
+    damaged[20_000:24_000] = bytes(4_000)  # whole at both ends: only decoding tells
+    path.write_bytes(damaged)
+    _, err = call("train", data, "--out", tmp_path / "run", *QUICK[:2], "--epochs", 1)
+    if "damaged.jpg" not in err:
+        pytest.skip("this decoder reads over the damage")
+    assert "could not be read in training" in err

@@ -68,7 +68,7 @@ def train(
     device: Annotated[Literal["cpu", "cuda"] | None, _arg("cpu|cuda")] = None,
     precision: Literal["fp32", "bf16", "fp16", "fp64"] = "fp32",
     compile: bool = False,
-    ema: bool = True,
+    ema: Annotated[bool, _arg("")] = True,
     patience: Annotated[int | None, _arg("N")] = None,
     record_keys: bool = False,
     dry_run: bool = False,
@@ -85,7 +85,7 @@ def train(
         out: Where the model, the records and the report go. A folder of its own.
         model: From `vitrail models`; by default that of --weights, or vit_tiny_patch16_224.
         weights: A model folder or a checkpoint file to start from.
-        recipe: scratch or finetune; finetune is the default with --weights.
+        recipe: scratch, finetune (the default with --weights) or demo.
         epochs: Length in passes over the training images; fitted to the data by default.
         steps: Length in steps; beats --epochs.
         batch_size: Images a step; 64 by default.
@@ -143,10 +143,11 @@ def train(
 
 
 def evaluate(
-    model: Annotated[str, _arg("MODEL")],
+    source: Annotated[str, _arg("MODEL")],
     data: Annotated[str, _arg("DATA")],
     /,
     *,
+    model: Annotated[str | None, _arg("NAME")] = None,
     split: str = "test",
     which: Literal["final", "best"] = "final",
     batch_size: int = 64,
@@ -160,7 +161,8 @@ def evaluate(
     Example: vitrail evaluate runs/photos photos/ --split test
 
     Args:
-        model: A model folder.
+        source: A model folder, or a checkpoint file.
+        model: The name of the model, for a file that does not say it.
         data: As for train. Classes are matched by name.
         split: train, val or test. A folder without splits is used whole.
         which: The weights of the last step, or the best on validation.
@@ -172,16 +174,19 @@ def evaluate(
     """
     from vitrail.data.loader import eval_batches
     from vitrail.evaluation.accuracy import evaluate as measure
-    from vitrail.training.engine import Engine
+    from vitrail.kit.devices import pick_device
     from vitrail.weights.folder import load_model
 
-    opened = load_model(model, which=which)
-    source = _split_to_measure(model, data, split)
-    opened.to(Engine(device, "fp32").device)
-    batches = eval_batches(source, opened.preprocessing, batch_size, workers=workers)
-    result = measure(opened, batches, source.classes)
     if out is not None:
-        _write_evaluation(out, model, opened, split, result)
+        _check_evaluation_folder(out, data)
+    opened = load_model(source, name=model, which=which).to(pick_device(device))
+    images, note = _split_to_measure(source, data, split)
+    batches = eval_batches(images, opened.preprocessing, batch_size, workers=workers)
+    result = measure(opened, batches, images.classes)
+    if note:
+        print(note, file=sys.stderr)
+    if out is not None:
+        _write_evaluation(out, source, opened, split, result)
     if json:
         _print_json(result.to_json())
     else:
@@ -190,10 +195,11 @@ def evaluate(
 
 
 def predict(
-    model: Annotated[str, _arg("MODEL")],
+    source: Annotated[str, _arg("MODEL")],
     images: Annotated[tuple[str, ...], _arg("IMAGES")],
     /,
     *,
+    model: Annotated[str | None, _arg("NAME")] = None,
     top: int = 5,
     format: Literal["table", "csv", "jsonl"] = "table",
     out: Annotated[Path | None, _arg("FILE")] = None,
@@ -206,7 +212,8 @@ def predict(
     Example: vitrail predict runs/photos new/*.jpg --top 3 --format csv
 
     Args:
-        model: A model folder.
+        source: A model folder, or a checkpoint file.
+        model: The name of the model, for a file that does not say it.
         images: Picture files, folders of them (searched all the way down) or quoted globs.
         top: How many labels a picture.
         format: table to read, csv or jsonl to go on with.
@@ -219,11 +226,14 @@ def predict(
     from vitrail.serving.predict import find_images, predictions, write_table
 
     paths = find_images(images)
-    classify = Classifier(model, batch_size=batch_size, device=device, which=which)
+    classify = Classifier(source, batch_size=batch_size, device=device, which=which, name=model)
     failed = write_table(predictions(classify, paths, top), format, out)
+    if failed == len(paths):
+        print(f"error: none of the {failed} pictures could be read", file=sys.stderr)
+        return 2
     if failed:
         print(f"{failed} of {len(paths)} pictures could not be read", file=sys.stderr)
-    return 2 if failed == len(paths) else 0
+    return 0
 
 
 def models(
@@ -295,6 +305,7 @@ def demo(
     return 0
 
 
+_given: list[str] = []  # the words of the command that is running
 VERBS: dict[str, Callable[..., int]] = {
     "demo": demo,
     "train": train,
@@ -307,6 +318,7 @@ VERBS: dict[str, Callable[..., int]] = {
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit status."""
     argv = list(sys.argv[1:] if arguments is None else arguments)
+    _given[:] = argv
     debug = "--debug" in argv
     if debug:
         argv.remove("--debug")
@@ -330,11 +342,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     except KeyboardInterrupt as stop:
-        print(f"\n{stop or 'stopped'}", file=sys.stderr)
+        print(f"\n{str(stop) or 'stopped'}", file=sys.stderr)
         return 130
     except BrokenPipeError:  # `vitrail models | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except OSError as error:
+        if debug or error.filename is None:
+            raise
+        print(f"error: {error.filename}: {error.strerror}", file=sys.stderr)
+        return 2
     except Exception:
         if not debug:
             print("this is a bug in Vitrail: please report it with these lines", file=sys.stderr)
@@ -356,18 +373,19 @@ def _gathered(argv: list[str]) -> list[str]:
     """All of ``--set a=1 b=2 ... --set c=3`` behind one ``--set``, so that it may be repeated."""
     rest: list[str] = []
     settings: list[str] = []
-    words = iter(argv)
-    for word in words:
-        if word.startswith("--set="):
+    inside = first = False
+    for word in argv:
+        if word == "--set":
+            inside = first = True
+        elif word.startswith("--set="):
             settings.append(word.removeprefix("--set="))
-        elif word == "--set":
-            rest.append("")  # where it stood, to be dropped
-            settings.append(next(words, ""))
-        elif rest and rest[-1] == "" and "=" in word and not word.startswith("-"):
+            inside = True
+        elif inside and not word.startswith("-") and (first or "=" in word):
             settings.append(word)
+            first = False
         else:
+            inside = first = False
             rest.append(word)
-    rest = [word for word in rest if word]
     return [*rest, "--set", *settings] if settings else rest
 
 
@@ -380,31 +398,44 @@ def _settings(pairs: Sequence[str]) -> dict[str, str]:
 
 def _again() -> str:
     """This very command, to be shown as the way to go on."""
-    return shlex.join(["vitrail", *sys.argv[1:]])
+    return shlex.join(["vitrail", *(word for word in _given if word != "--overwrite")])
 
 
 def _first_line(verb: Callable[..., int]) -> str:
     return (inspect.getdoc(verb) or "").partition("\n")[0]
 
 
-def _split_to_measure(model: str, data: str, split: str) -> Source:
-    """The images to measure a model on; says so where it is not plainly what was asked for."""
+def _split_to_measure(model: str, data: str, split: str) -> tuple[Source, str]:
+    """The images to measure a model on, and a note where they are not plainly what was asked."""
+    from vitrail.data.folder import SPLITS
     from vitrail.data.sources import missing_split, open_splits
-    from vitrail.weights.folder import read_config
+    from vitrail.weights.read import description_of
 
-    splits = open_splits(data)
-    wanted = {"validation": "val"}.get(split, split)
+    wanted = SPLITS.get(split.lower())
+    if wanted is None:
+        raise Error(f"no split is called {split!r}: it is train, val or test")
+    splits = open_splits(data, least_classes=1)
     if wanted not in splits and wanted == "val":
         # The share that training held out is a function of its recorded fraction and seed.
-        facts = read_config(model).get("vitrail", {}).get("data", {})
+        facts = (description_of(model) or {}).get("data", {})
         fraction, seed = facts.get("val_fraction", 0), facts.get("split_seed", 0)
-        splits = open_splits(data, val_fraction=fraction, seed=seed)
+        splits = open_splits(data, val_fraction=fraction, seed=seed, least_classes=1)
     if wanted not in splits and list(splits) == ["train"] and wanted == "test":
-        print(f"{data} has no splits: all of its images are used", file=sys.stderr)
-        wanted = "train"
+        return splits["train"], (
+            f"{data} has no splits: all of its images are measured, also any that the model was "
+            "trained on"
+        )
     if wanted not in splits:
         raise missing_split(wanted, splits)
-    return splits[wanted]
+    return splits[wanted], ""
+
+
+def _check_evaluation_folder(out: Path, data: str) -> None:
+    """Refuse a folder where a page would take the place of something else."""
+    if (out / "config.json").exists() or (out / "checkpoints").exists():
+        raise Error(f"{out} holds a model with a report of its own: give another --out")
+    if Path(data).is_dir() and out.resolve().is_relative_to(Path(data).resolve()):
+        raise Error(f"--out {out} lies inside the data, which stay as they are: give another")
 
 
 def _write_evaluation(
@@ -468,7 +499,7 @@ def _print_rows(columns: dict[str, str], rows: Sequence[dict[str, Any]]) -> None
 def _cell(value: Any, form: str) -> str:
     if isinstance(value, list | tuple):  # a shape, or names
         return ("x" if all(isinstance(item, int) for item in value) else " ").join(map(str, value))
-    return format(value, form)
+    return format(value, form) if form else str(value).replace("\n", "\\n")
 
 
 def _print_accuracy(result: Accuracy) -> None:
@@ -476,6 +507,9 @@ def _print_accuracy(result: Accuracy) -> None:
         f"top-1 {100 * result.top1:.2f} %   top-5 {100 * result.top5:.2f} %   "
         f"loss {result.loss:.3f}   on {result.n:,} images"
     )
+    if result.skipped:
+        named = ", ".join(f"{key} ({reason})" for key, reason in result.skipped[:3])
+        print(f"{len(result.skipped):,} images could not be read: {named}", file=sys.stderr)
     columns = {"label": "", "n": ",d", "precision": ".3f", "recall": ".3f", "f1": ".3f"}
     _print_rows(
         columns, [{name: getattr(row, name) for name in columns} for row in result.per_class]

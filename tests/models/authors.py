@@ -8,6 +8,7 @@ the data hold no weights and do not depend on the order of anybody's layers.
 
 import json
 import zlib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -32,22 +33,20 @@ def images_of(case: dict[str, Any]) -> Tensor:
     return torch.from_numpy(draw)
 
 
-def fill(model: nn.Module, seed: int, sharp: tuple[str, ...] = (), sharpness: float = 1.0) -> None:
+def fill(model: nn.Module, seed: int, factors: Mapping[str, float] | None = None) -> None:
     """Random values for every parameter and buffer, by name.
 
     Args:
-        sharp: endings of the names whose tensors are made larger, so that attention is not flat.
-        sharpness: by how much.
+        factors: endings of names, and what their tensors are multiplied by: queries and keys are
+            made large, so that attention is not flat.
     """
     with torch.no_grad():
         for name, tensor in model.state_dict().items():
             if tensor.is_floating_point():
-                tensor.copy_(drawn(name, tuple(tensor.shape), seed, sharp, sharpness))
+                tensor.copy_(drawn(name, tuple(tensor.shape), seed, factors or {}))
 
 
-def drawn(
-    name: str, shape: tuple[int, ...], seed: int, sharp: tuple[str, ...], sharpness: float
-) -> Tensor:
+def drawn(name: str, shape: tuple[int, ...], seed: int, factors: Mapping[str, float]) -> Tensor:
     """The values of one tensor, float64."""
     noise = np.random.RandomState(zlib.crc32(name.encode()) ^ seed).standard_normal(shape)
     if name.endswith("running_var"):
@@ -60,6 +59,7 @@ def drawn(
         noise = 1 + 0.3 * noise
     else:
         noise = 0.5 * noise
-    if name.endswith(sharp):
-        noise = noise * sharpness
+    for ending, factor in factors.items():
+        if name.endswith(ending):
+            noise = noise * factor
     return torch.from_numpy(np.asarray(noise))

@@ -108,13 +108,13 @@ def transformers_twin(model: VisionTransformer, pooler: bool = False) -> nn.Modu
     return kind.from_pretrained(
         None,
         config=config,
-        state_dict=_transformers_names(model.state_dict(), prefix),
+        state_dict=transformers_names(model.state_dict(), prefix),
         dtype=torch.float64,
         attn_implementation="sdpa",
     ).eval()
 
 
-def _transformers_names(state: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+def transformers_names(state: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
     top = {
         "cls_token": f"{prefix}embeddings.cls_token",
         "pos_embed": f"{prefix}embeddings.position_embeddings",

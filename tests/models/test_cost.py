@@ -96,6 +96,13 @@ VARIANTS = {
     "not square": {"image_size": (96, 160)},
     "grey": {"in_channels": 1},
     "dropout": {"dropout": 0.1, "drop_path": 0.2},
+    "distilled": {"distilled": True},
+    "CLIP": {"pre_norm": True, "activation": "quick_gelu"},
+    "DINOv2 giant": {"gated_mlp": True, "activation": "silu", "pool": "token_mean"},
+    "2-D positions": {"position": "learned2d", "registers": 1},
+    "positions at every layer": {"position_at": "layers", "position_on_prefix": False},
+    "relative": {"position": "relative", "image_size": 64},
+    "relative, shared": {"position": "relative", "position_at": "layers_shared", "pool": "mean"},
 }
 
 
@@ -156,7 +163,7 @@ def test_every_layer_has_the_parameters_that_bear_its_name(name):
 @pytest.mark.parametrize("name", VARIANTS)
 def test_macs_are_those_that_torch_counts(name):
     # On the meta device attention is counted by torch; the fused CPU kernel is not.
-    model = small_variant(name).to("meta")
+    model = small_variant(name).to("meta").requires_grad_(False)
     images = torch.empty(
         1, model.config.in_channels, *height_width(model.image_size), device="meta"
     )
@@ -174,7 +181,8 @@ def test_activations_are_what_autograd_keeps(name):
 
     def note(tensor):
         storage = tensor.untyped_storage()
-        if storage.data_ptr() not in own:
+        # indices are those of all images together
+        if storage.data_ptr() not in own and tensor.dtype != torch.int64:
             kept[storage.data_ptr()] = (storage.nbytes(), tensor)
         return tensor
 
@@ -224,7 +232,7 @@ def test_shapes_are_those_on_the_tape():
             "head": "logits",
         }
         for ours, taped in alike.items():
-            if ours in named:
+            if ours in named and not (taped.endswith("hidden") and model.config.gated_mlp):
                 assert named[ours] == tuple(tape[taped].shape[1:]), (name, ours)
 
 

@@ -126,8 +126,9 @@ def forward(file: dict[str, np.ndarray], images: np.ndarray, shape: Shape) -> np
     p = shape.patch
     b, height, width, _ = images.shape
     rows, columns = height // p, width // p
-    patches = images.reshape(b, rows, p, columns, p, 3).transpose(0, 1, 3, 2, 4, 5)
-    kernel = file["embedding/kernel"].reshape(p * p * 3, -1)
+    channels = images.shape[-1]
+    patches = images.reshape(b, rows, p, columns, p, channels).transpose(0, 1, 3, 2, 4, 5)
+    kernel = file["embedding/kernel"].reshape(p * p * channels, -1)
     x = patches.reshape(b, rows * columns, -1) @ kernel + file["embedding/bias"]
     if new:
         x = x + _resized(file["pos_embedding"], 0, rows, columns)

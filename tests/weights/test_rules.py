@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from tests.conftest import randomise
 from vitrail.kit.errors import WeightsError
 from vitrail.models.zoo import from_config
-from vitrail.weights import google, timm
+from vitrail.weights import facebook, google, timm
 from vitrail.weights.rules import Rule, misfit, to_ours, to_theirs, under
 
 
@@ -47,12 +47,12 @@ def test_google_there_and_back(model, newer):
     assert sum(t.numel() for t in there.values()) == sum(t.numel() for t in ours.values())
 
 
-@pytest.mark.parametrize("rules", [timm.IDENTITY, timm.DEIT3])
+@pytest.mark.parametrize("rules", [timm.IDENTITY, facebook.DEIT])
 def test_timm_there_and_back(tiny, rules):
     ours = tiny(layer_scale=0.1, registers=2).state_dict()
     there = to_theirs(rules, ours)
     assert to_ours(rules, there).tensors.keys() == ours.keys()
-    assert ("blocks.0.gamma_1" in there) == (rules is timm.DEIT3)
+    assert ("blocks.0.gamma_1" in there) == (rules is facebook.DEIT)
 
 
 def test_leftovers_of_both_kinds_are_kept_apart():

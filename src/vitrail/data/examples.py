@@ -195,6 +195,28 @@ class Source:
         return source
 
 
+def read_file(path: str | os.PathLike[str]) -> bytes:
+    """A regular file's bytes.
+
+    Raises:
+        Error: why it cannot be read: the reason alone, without the name.
+    """
+    try:
+        # Asked before it is opened: opening a pipe would wait for ever.
+        status = os.stat(path)
+        if not stat.S_ISREG(status.st_mode):
+            raise Error("not a file")
+        if status.st_size > MAX_BYTES:
+            raise Error(
+                f"a file of {status.st_size / 2**20:.0f} MiB, over the limit of "
+                f"{MAX_BYTES // 2**20} MiB"
+            )
+        with open(path, "rb") as file:
+            return file.read()
+    except OSError as error:
+        raise Error((error.strerror or str(error)).lower()) from None
+
+
 class FileSource(Source):
     """Pictures in files.
 
@@ -233,20 +255,7 @@ class FileSource(Source):
         Raises:
             Error: why it cannot be read.
         """
-        try:
-            # Asked before it is opened: opening a pipe would wait for ever.
-            status = os.stat(self.path(i))
-            if not stat.S_ISREG(status.st_mode):
-                raise Error("not a file")
-            if status.st_size > MAX_BYTES:
-                raise Error(
-                    f"a file of {status.st_size / 2**20:.0f} MiB, over the limit of "
-                    f"{MAX_BYTES // 2**20} MiB"
-                )
-            with open(self.path(i), "rb") as file:
-                return file.read()
-        except OSError as error:
-            raise Error((error.strerror or str(error)).lower()) from None
+        return read_file(self.path(i))
 
     def size(self, i: int) -> int:
         """The i-th file's length in bytes; -1: there is no such file."""

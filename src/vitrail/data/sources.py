@@ -75,6 +75,7 @@ def open_splits(
     classes: Sequence[str] | None = None,
     image_column: str | None = None,
     label_column: str | None = None,
+    least_classes: int = 2,
 ) -> dict[str, Source]:
     """All splits of the data, in the order train, val, test; those that there are.
 
@@ -86,6 +87,7 @@ def open_splits(
         seed: of that cut.
         classes: class names to count labels in, such as a model's; None: the data's own.
         image_column, label_column: other names for a table's ``path`` and ``label``.
+        least_classes: how many it takes: 2 to learn from, 1 to be measured on.
 
     Raises:
         Error: there is no such data, it is not usable (one class only, a class with one image to
@@ -97,7 +99,7 @@ def open_splits(
     if val_fraction and "val" not in splits and "train" in splits:
         splits["train"], splits["val"] = splits["train"].split(val_fraction, seed)
     for source in splits.values():
-        if len(source.classes) < 2:
+        if len(source.classes) < least_classes:
             raise Error(
                 f"{source.name}: one class only ({listing(list(source.classes))}), so there is "
                 f"nothing to tell apart{_deeper(source)}"

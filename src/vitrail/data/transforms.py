@@ -49,6 +49,8 @@ class Augment:
 
     def __post_init__(self):
         for name in ("area", "aspect"):
+            if len(getattr(self, name)) != 2:
+                raise Error(f"augment {name} is (lowest, highest), not {getattr(self, name)}")
             low, high = getattr(self, name)
             object.__setattr__(self, name, (low, high))
             if not 0 < low <= high:

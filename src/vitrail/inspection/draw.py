@@ -53,8 +53,7 @@ def _attention_map(model: ImageClassifier, image: Tensor, fuse: str, residual: f
             f"{type(model).__name__} has no attention from patch to patch in all of its blocks, "
             "so there is no attention map to draw"
         )
-    patch_size = model.config.patch_size
-    rows, columns = image.shape[1] // patch_size, image.shape[2] // patch_size
+    rows, columns = model.config.grid_of((image.shape[1], image.shape[2]))
     rolled = rollout(layers, fuse, residual)
     prefix = rolled.shape[1] - rows * columns
     if "pool.attention" in tape:

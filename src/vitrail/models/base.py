@@ -131,6 +131,13 @@ class ImageClassifier(nn.Module):
         """
         return None
 
+    def apply_numerics(self) -> None:
+        """Make the built parts compute as the config says, for a family with numerics of its own.
+
+        `weights.load.set_numerics` sees to activations, norms and attention scales that are the
+        same everywhere in a model.
+        """
+
     def depth_of(self, parameter: str) -> int:
         """How deep a parameter lies: 0 for embeddings, 1.. for blocks, `layers` for the head."""
         raise NotImplementedError
@@ -141,6 +148,8 @@ class ImageClassifier(nn.Module):
         Raises:
             Error: another number of names than logits.
         """
+        if not all(isinstance(label, str) for label in labels):
+            raise Error("labels are words; write numbers as words too")
         if len(labels) != self.num_classes:
             raise Error(f"{len(labels)} labels for a model of {self.num_classes} classes")
         self.labels = list(labels)
@@ -152,14 +161,16 @@ def _once(norms: Sequence[_BatchNorm]) -> tuple[AbstractContextManager, Abstract
 
     @contextmanager
     def again() -> Iterator[None]:
-        tracking = [norm.track_running_stats for norm in norms]
+        before = [(norm.momentum, norm.num_batches_tracked) for norm in norms]
         for norm in norms:
-            norm.track_running_stats = False
+            norm.momentum = 0.0
+            if norm.num_batches_tracked is not None:
+                norm.num_batches_tracked = norm.num_batches_tracked.clone()
         try:
             yield
         finally:
-            for norm, before in zip(norms, tracking, strict=True):
-                norm.track_running_stats = before
+            for norm, (momentum, batches) in zip(norms, before, strict=True):
+                norm.momentum, norm.num_batches_tracked = momentum, batches
 
     return nullcontext(), again()
 

@@ -28,6 +28,7 @@ from vitrail.models.standardize import (
     GROUPS,
     Projection,
     StandardizedConv2d,
+    apply_standardization,
     check_eps_on,
     group_norm,
     numerics_of,
@@ -158,6 +159,10 @@ class BiTResNet(ImageClassifier):
                 part.reset_parameters()
         for parameter in self.head.parameters():
             nn.init.zeros_(parameter)
+
+    def apply_numerics(self) -> None:
+        """Make convolutions and GroupNorms compute as the config says."""
+        apply_standardization(self, self.config)
 
     def features(self, images: Tensor, tape: Tape | None = None) -> Tensor:
         """Images float [b c h w] to [b d], the mean of the last map after its norm."""

@@ -2,12 +2,10 @@
 
 from typing import Any
 
-import torch
-
-from vitrail.kit.errors import Error, did_you_mean
-from vitrail.models.base import ImageClassifier
+from vitrail.kit.errors import Error
+from vitrail.models.base import square_or_pair
 from vitrail.models.cost import cost
-from vitrail.models.zoo import create_model, list_models, resolve
+from vitrail.models.zoo import config_of, list_models, nearest, resolve
 
 MODEL_COLUMNS = {
     "name": "",
@@ -30,8 +28,9 @@ def model_rows(pattern: str) -> list[dict[str, Any]]:
     if not names and not set(pattern) & set("*?["):
         names = [resolve(pattern)[0]]
     if not names:
-        near = did_you_mean(pattern, list_models())
-        raise Error(f"no model is called {pattern!r}{near or '; `vitrail models` lists them'}")
+        raise Error(
+            f"no model is called {pattern!r}{nearest(pattern) or '; `vitrail models` lists them'}"
+        )
     return [_model_row(name) for name in names]
 
 
@@ -41,7 +40,7 @@ def layer_rows(name: str) -> list[dict[str, Any]]:
     Raises:
         Error: an unknown name.
     """
-    rows = cost(_meta(name)).layers
+    rows = cost(config_of(name)).layers
     return [
         {
             "name": row.name,
@@ -54,18 +53,13 @@ def layer_rows(name: str) -> list[dict[str, Any]]:
 
 
 def _model_row(name: str) -> dict[str, Any]:
-    model, (_, entry) = _meta(name), resolve(name)
-    figures = cost(model)
+    config, (_, entry) = config_of(name), resolve(name)
+    figures = cost(config)
     return {
         "name": name,
         "family": entry.family,
         "parameters": figures.parameters,
         "gmacs": round(figures.macs / 1e9, 3),
-        "image_size": model.image_size,
+        "image_size": square_or_pair(config.image_size),
         "weights": list(entry.weights),
     }
-
-
-def _meta(name: str) -> ImageClassifier:
-    with torch.device("meta"):
-        return create_model(name)

@@ -15,7 +15,6 @@ from math import prod
 from typing import Any
 
 import torch
-from einops import rearrange
 from torch import Tensor, nn
 
 from vitrail.kit.errors import Error, did_you_mean
@@ -191,7 +190,7 @@ class ConvolutionalEmbedding(nn.Module):
         """[b c h w] to [b n d], and the grid of the n."""
         picture = self.proj(picture)
         grid = (picture.shape[-2], picture.shape[-1])
-        return self.norm(rearrange(picture, "b d h w -> b (h w) d")), grid
+        return self.norm(_tokens(picture)), grid
 
 
 class DepthwiseProjection(nn.Module):
@@ -205,8 +204,7 @@ class DepthwiseProjection(nn.Module):
     def forward(self, x: Tensor, grid: Grid) -> Tensor:
         """[b prefix+n d] to [b prefix+m d]; what stands before the grid's n passes as it is."""
         prefix = x.shape[1] - grid[0] * grid[1]
-        picture = rearrange(x[:, prefix:], "b (h w) d -> b d h w", h=grid[0])
-        tokens = rearrange(self.bn(self.conv(picture)), "b d h w -> b (h w) d")
+        tokens = _tokens(self.bn(self.conv(_picture(x, grid))))
         return torch.cat([x[:, :prefix], tokens], dim=1) if prefix else tokens
 
 
@@ -239,10 +237,12 @@ class ConvolutionalAttention(ScaledAttention):
         if self.convolved:
             query, key = self.conv_proj_q(x, grid), self.conv_proj_k(x, grid)
             value = self.conv_proj_v(x, grid)
-        projected = (self.proj_q(query), self.proj_k(key), self.proj_v(value))
-        query, key, value = (rearrange(y, "b n (h e) -> b h n e", h=self.heads) for y in projected)
+        query, key, value = (
+            projected.unflatten(-1, (self.heads, -1)).transpose(1, 2)  # [b h n e]
+            for projected in (self.proj_q(query), self.proj_k(key), self.proj_v(value))
+        )
         mixed = attend(query, key, value, self.scale, tape)
-        return self.proj_drop(self.proj(rearrange(mixed, "b h n e -> b n (h e)")))
+        return self.proj_drop(self.proj(mixed.transpose(1, 2).flatten(2)))
 
 
 class CvTBlock(nn.Module):
@@ -390,7 +390,12 @@ class CvT(ImageClassifier):
 def _picture(x: Tensor, grid: Grid) -> Tensor:
     """Tokens [b prefix+n d] to [b d h w], without what stands before the grid."""
     prefix = x.shape[1] - grid[0] * grid[1]
-    return rearrange(x[:, prefix:], "b (h w) d -> b d h w", h=grid[0])
+    return x[:, prefix:].transpose(1, 2).unflatten(2, grid)
+
+
+def _tokens(picture: Tensor) -> Tensor:
+    """[b d h w] to tokens [b n d]."""
+    return picture.flatten(2).transpose(1, 2)
 
 
 # DA-NAS gave a stride and a ratio to each of CvT-13's 13 blocks. Neither its outcome nor weights

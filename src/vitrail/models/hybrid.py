@@ -26,6 +26,7 @@ from vitrail.models.standardize import (
     GROUPS,
     Projection,
     StandardizedConv2d,
+    apply_standardization,
     check_eps_on,
     group_norm,
     numerics_of,
@@ -188,6 +189,11 @@ class HybridTransformer(VisionTransformer):
             if isinstance(part, HybridBottleneck):
                 nn.init.zeros_(part.norm3.weight)
 
+    def apply_numerics(self) -> None:
+        """Make convolutions and GroupNorms compute as the config says."""
+        super().apply_numerics()
+        apply_standardization(self.backbone, self.config)
+
     def maps(self, images: Tensor, tape: Tape | None = None) -> list[Tensor]:
         """Images float [b c h w] to what leaves the stem and each stage, [b c h w]."""
         self.config.grid_of((images.shape[-2], images.shape[-1]))
@@ -215,6 +221,7 @@ class HybridTransformer(VisionTransformer):
         return FeatureMaps([*earlier, last], [*strides, self.config.stride])
 
 
+STAGE_WIDTHS = (256, 512, 1024, 2048)
 VARIANTS: dict[str, tuple[str, tuple[int, ...], int]] = {
     # the ViT's size, the ResNet's blocks, the patch in positions of the map
     "vit_tiny_r_s16_p8": ("tiny", (), 8),

@@ -179,6 +179,16 @@ class ResNet(ImageClassifier):
             if isinstance(part, Bottleneck):
                 nn.init.zeros_(part.bn3.weight)
 
+    def apply_numerics(self) -> None:
+        """Make activations and batch norms compute as the config says."""
+        c = self.config
+        self.act1 = activation2d(c.activation)
+        for part in list(self.modules()):
+            if isinstance(part, Bottleneck):
+                part.act = activation2d(c.activation)
+            elif isinstance(part, nn.BatchNorm2d):
+                part.eps = c.norm_eps
+
     def features(self, images: Tensor, tape: Tape | None = None) -> Tensor:
         """Images float [b c h w] to [b d], the mean of the last map."""
         return record(tape, "pooled", self.maps(images, tape)[-1].mean(dim=(2, 3)))

@@ -25,10 +25,11 @@ def standardized(weight: Tensor, eps: float, eps_on: str) -> Tensor:
     flat = weight.flatten(1)
     if eps_on == "variance":
         return F.layer_norm(flat, flat.shape[1:], eps=eps).view_as(weight)
-    variance, mean = torch.var_mean(flat, dim=1, correction=0, keepdim=True)
-    # The root of zero has no gradient: a filter that is all alike would spoil the others'.
-    deviation = variance.clamp_min(torch.finfo(flat.dtype).tiny).sqrt()
-    return ((flat - mean) / (deviation + eps)).view_as(weight)
+    centred = flat - flat.mean(dim=1, keepdim=True)
+    # As a norm, whose gradient at zero is zero: the square root's would be infinite for a filter
+    # that is all alike. It is also several times faster than torch.var_mean.
+    deviation = torch.linalg.vector_norm(centred, dim=1, keepdim=True) * flat.shape[1] ** -0.5
+    return (centred / (deviation + eps)).view_as(weight)
 
 
 def same_padding(size: int, kernel: int, stride: int) -> tuple[int, int]:
@@ -99,6 +100,15 @@ def check_eps_on(value: str) -> None:
     """Raise an Error unless this is a place for the eps."""
     if value not in EPS_ON:
         raise Error(f"standardize_eps_on is one of {', '.join(EPS_ON)}, not {value!r}")
+
+
+def apply_standardization(model: nn.Module, config: Any) -> None:
+    """Set the eps of a built model's standardised convolutions and GroupNorms to the config's."""
+    for part in model.modules():
+        if isinstance(part, StandardizedConv2d):
+            part.eps, part.eps_on = config.standardize_eps, config.standardize_eps_on
+        elif isinstance(part, nn.GroupNorm):
+            part.eps = config.group_norm_eps
 
 
 class Projection(nn.Module):

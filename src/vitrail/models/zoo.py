@@ -5,6 +5,7 @@ Names are timm's where timm has the model; papers' and hubs' names resolve as al
 the end of a name may be left out or be another one (`vit_base_patch16_320`).
 """
 
+import difflib
 import fnmatch
 import json
 import re
@@ -14,7 +15,18 @@ from typing import Any
 
 from vitrail.kit.errors import Error, did_you_mean
 from vitrail.kit.preprocess import IMAGENET_MEAN, IMAGENET_STD, Preprocessing
-from vitrail.models import bit_resnet, cvt, pvt, pvt_v2, resnet, vit
+from vitrail.models import (
+    bit_resnet,
+    botnet,
+    cvt,
+    hybrid,
+    pvt,
+    pvt_v2,
+    resnet,
+    t2t,
+    vit,
+    vit_variants,
+)
 from vitrail.models.base import ImageClassifier, checked_config, height_width
 
 
@@ -37,9 +49,11 @@ class Entry:
 
 FAMILIES: dict[str, tuple[type, type[ImageClassifier]]] = {
     "vit": (vit.ViTConfig, vit.VisionTransformer),
+    "botnet": (botnet.BoTNetConfig, botnet.BoTNet),
     "pvt": (pvt.PVTConfig, pvt.PyramidVisionTransformer),
     "pvt_v2": (pvt_v2.PVTv2Config, pvt_v2.PyramidVisionTransformerV2),
     "cvt": (cvt.CvTConfig, cvt.CvT),
+    "t2t": (t2t.T2TConfig, t2t.T2TViT),
     "hybrid": (hybrid.HybridConfig, hybrid.HybridTransformer),
     "resnet": (resnet.ResNetConfig, resnet.ResNet),
     "bit": (bit_resnet.BiTConfig, bit_resnet.BiTResNet),
@@ -60,11 +74,12 @@ PATCHES = {
     "enormous": (14,),
 }
 RESOLUTIONS = (224, 384)
+PLAIN_WEIGHTS = ("google", "timm", "transformers", "torchvision", "deit", "mae", "dino")
 
 
 def _vit(size: str, patch_size: int, image_size: int) -> Entry:
     config = {**vit.SIZES[size], "patch_size": patch_size, "image_size": image_size}
-    return Entry("vit", config, ("google", "timm"))
+    return Entry("vit", config, PLAIN_WEIGHTS)
 
 
 ENTRIES: dict[str, Entry] = {
@@ -74,6 +89,11 @@ ENTRIES: dict[str, Entry] = {
     for image_size in RESOLUTIONS
     if image_size % patch_size == 0
 }
+ENTRIES["vit_nano_patch7_28"] = replace(
+    _vit("nano", 7, 28),
+    config={**_vit("nano", 7, 28).config, "pool": "mean", "position": "sincos2d"},
+)
+ENTRIES |= {name: Entry("vit", *variant) for name, variant in vit_variants.VARIANTS.items()}
 
 _LETTERS = {
     "Ti": "tiny",
@@ -94,8 +114,7 @@ ALIASES: dict[str, str] = {
     for letter, size in _LETTERS.items()
     for patch_size in PATCHES[size]
     for written in ("{}/{}", "{}_{}", "ViT-{}/{}", "ViT-{}_{}")
-}
-
+} | vit_variants.ALIASES
 
 
 def _hybrid(name: str, image_size: int) -> Entry:
@@ -103,11 +122,12 @@ def _hybrid(name: str, image_size: int) -> Entry:
     config = {
         **vit.SIZES[size],
         "depths": depths,
-        "widths": (256, 512, 1024, 2048)[: len(depths)],
+        "widths": hybrid.STAGE_WIDTHS[: len(depths)],
         "patch_size": patch_size,
         "image_size": image_size,
     }
-    return Entry("hybrid", config, ("google", "timm"))
+    reads = ("google", "timm", "transformers") if depths else ("google", "timm")
+    return Entry("hybrid", config, reads)
 
 
 ENTRIES |= {
@@ -118,7 +138,7 @@ ENTRIES |= {
 ALIASES |= {
     written.format(resnet_, vit_, stride): f"{name}_224"
     for name, (resnet_, vit_, stride) in hybrid.PAPER_NAMES.items()
-    for written in ("{}+{}/{}", "{}+{}_{}", "{}+ViT-{}/{}", "{}+ViT-{}_{}")
+    for written in ("{}+{}/{}", "{}_{}_{}", "{}+ViT-{}/{}", "{}+ViT-{}_{}")
 }
 
 # BiT is judged on whole pictures squeezed to the size (bit_pytorch/train.py).
@@ -157,10 +177,16 @@ ENTRIES |= {
     f"pvt_v2_{size}": Entry("pvt_v2", config, ("timm", "pvt"), {**_IMAGENET, "crop": 0.9})
     for size, config in pvt_v2.SIZES.items()
 }
-ALIASES |= {f"PVT-{size.capitalize()}": f"pvt_{size}" for size in pvt.SIZES}
-ALIASES |= {
-    f"PVTv2-{size.title().replace('_', '-')}": f"pvt_v2_{size}" for size in pvt_v2.SIZES
+ENTRIES |= {
+    name: Entry("botnet", config, (), {**_IMAGENET, "crop": 0.875})
+    for name, config in botnet.VARIANTS.items()
 }
+ALIASES |= {"BoT50": "botnet50_224", "BoT50-S1": "botnet50_s1_224"}
+ALIASES |= {
+    f"BoTNet-{name.split('_')[1].upper()}": name for name in botnet.VARIANTS if "_t" in name
+}
+ALIASES |= {f"PVT-{size.capitalize()}": f"pvt_{size}" for size in pvt.SIZES}
+ALIASES |= {f"PVTv2-{size.title().replace('_', '-')}": f"pvt_v2_{size}" for size in pvt_v2.SIZES}
 
 # At 384 pixels the authors squeeze whole pictures (experiments/imagenet/cvt/*-384x384.yaml).
 ENTRIES |= {
@@ -184,6 +210,16 @@ ALIASES |= {
     for written in ("CvT-{}-384", "microsoft/cvt-{}-384", "microsoft/cvt-{}-384-22k")
 }
 ALIASES["CvT-13-NAS"] = "cvt_13_nas_224"
+
+ENTRIES |= {
+    f"t2t_vit_{size}": Entry("t2t", config, ("t2t",), {**_IMAGENET, "crop": 0.9})
+    for size, config in t2t.SIZES.items()
+}
+ALIASES |= {
+    written.format(size.replace("_", "-")): f"t2t_vit_{size}"
+    for size in t2t.SIZES
+    for written in ("T2T-ViT-{}", *(["T2T-ViT_{}"] if size.startswith("t_") else []))
+}
 
 # A name without its size, and the first entry that it may stand for.
 BASES: dict[str, str] = {}
@@ -222,8 +258,19 @@ def resolve(name: str) -> tuple[str, Entry]:
         return name, replace(known, config={**known.config, "image_size": int(size)})
     if name in BASES:
         return BASES[name], ENTRIES[BASES[name]]
-    near = did_you_mean(name, [*ENTRIES, *ALIASES])
-    raise Error(f"unknown model {name!r}{near or '; `vitrail models` lists the names'}")
+    raise Error(f"unknown model {name!r}{nearest(name) or '; `vitrail models` lists the names'}")
+
+
+def nearest(name: str) -> str:
+    """ "Did you mean" for a model's name: names that begin alike come before names as long."""
+    parts = name.rstrip("*").split("_")
+    begun: dict[str, str] = {}
+    for known in ENTRIES:
+        begun.setdefault("_".join(known.split("_")[: len(parts)]), known)
+    beginnings = difflib.get_close_matches("_".join(parts), begun, n=2, cutoff=0.8)
+    if beginnings and len(parts) > 1:
+        return f"; did you mean {' or '.join(repr(begun[item]) for item in beginnings)}?"
+    return did_you_mean(name, [*ENTRIES, *ALIASES])
 
 
 def create_model(
@@ -248,7 +295,7 @@ def create_model(
             together, such as a size that the patch does not divide.
     """
     _, entry = resolve(name)
-    fields = {**entry.config, **config, "num_classes": num_classes, "in_channels": in_channels}
+    fields = {**entry.config, "num_classes": num_classes, "in_channels": in_channels, **config}
     if image_size is not None:
         fields["image_size"] = image_size
     model = from_config(entry.family, fields)
@@ -257,6 +304,12 @@ def create_model(
         pictures = {k: v for k, v in pictures.items() if k not in ("mean", "std")}
     model.preprocessing = model.preprocessing.replace(**pictures)
     return model
+
+
+def config_of(name: str) -> Any:
+    """The config of a name of the zoo, without making the model."""
+    _, entry = resolve(name)
+    return checked_config(FAMILIES[entry.family][0], entry.config)
 
 
 def from_config(family: str, fields: Mapping[str, Any]) -> ImageClassifier:

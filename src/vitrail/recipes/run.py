@@ -18,10 +18,10 @@ from vitrail.data.statistics import pixel_statistics
 from vitrail.kit.errors import Error, did_you_mean
 from vitrail.models.base import ImageClassifier, Size, height_width
 from vitrail.models.cost import cost
-from vitrail.models.zoo import create_model, from_description, resolve
+from vitrail.models.zoo import create_model, from_config, from_description, resolve
 from vitrail.recipes import RECIPES
 from vitrail.recipes.situation import Situation
-from vitrail.training.checkpoint import Checkpoints
+from vitrail.training.checkpoint import Checkpoint, Checkpoints
 from vitrail.training.display import Display
 from vitrail.training.engine import Engine
 from vitrail.training.finish import Run, finish, nothing_left
@@ -31,12 +31,12 @@ from vitrail.training.loop import run as run_loop
 from vitrail.training.output import Output
 from vitrail.training.recipe import Duration, Model, Recipe, with_settings
 from vitrail.training.state import State
-from vitrail.weights.folder import read_config
 from vitrail.weights.load import load_weights
-from vitrail.weights.read import labels_of
+from vitrail.weights.read import description_of, fingerprint_of, labels_of
 
 VAL_FRACTION = 0.1
 DEFAULT_MODEL = "vit_tiny_patch16_224"
+DEFAULT_MODELS = {"demo": "vit_nano_patch7_28"}
 
 
 def train(
@@ -84,38 +84,54 @@ def train(
         Interrupted: Ctrl-C, after saving (a KeyboardInterrupt).
     """
     display, output = Display(quiet), Output(out)
-    engine = Engine(device, precision)
+    words = _words(set or {}, seed=seed, precision=precision, batch_size=batch_size)
+    _check_options(data, output.path, save_every, workers)
+    name = recipe or ("finetune" if weights else "scratch")
+    start = _starting_model(
+        words.get("model.name", model), weights, words.get("model.image_size", image_size), name
+    )
     held_out = VAL_FRACTION if val_fraction is None else val_fraction
     with display.busy("looking at the data"):
-        opened = _open(data, held_out, seed)
-    chosen = choose_recipe(
-        recipe or ("finetune" if weights else "scratch"),
-        Situation(
-            model=_starting_model(model, weights, image_size),
-            examples=len(opened.parts.train),
-            classes=len(opened.parts.train.classes),
-            duration=_duration(epochs, steps),
-            batch_size=batch_size,
-        ),
-        {
-            "seed": seed,
-            "precision": precision,
-            "compile": compile,
-            **({} if ema else {"ema": None}),
-            **({} if lr is None else {"optim.lr": lr}),
-            **({} if patience is None else {"patience": patience}),
-            **(set or {}),
-        },
-    ).replace(weights=None if weights is None else str(weights))
+        opened = _open(data, held_out, words["seed"])
+    situation = Situation(
+        model=start,
+        examples=len(opened.parts.train),
+        classes=len(opened.parts.train.classes),
+        duration=words.get("duration") or _duration(epochs, steps),
+        batch_size=words["batch_size"],
+    )
+    changes = {
+        "compile": compile,
+        **({} if ema else {"ema": None}),
+        **({} if lr is None else {"optim.lr": lr}),
+        **({} if patience is None else {"patience": patience}),
+        **(set or {}),
+        "seed": words["seed"],
+        "precision": words["precision"],
+        "weights": None if weights is None else str(weights),
+    }
+    chosen = choose_recipe(name, situation, changes)
+    if chosen.patience is not None and opened.parts.val is None:
+        raise Error("patience needs a validation set, and there is none")
+    engine = Engine(device, chosen.precision)
     options = Options(save_every=save_every, workers=workers, record_keys=record_keys)
-    built = build(chosen, opened.parts.train)
-    told = [*opened.lines, *_plan(chosen, built, opened, options, engine)]
-    settings = {"recipe": chosen.to_json()}
+    settings = {
+        "recipe": chosen.to_json(),
+        "weights_sha256": None if weights is None else fingerprint_of(weights),
+        "val_fraction": held_out,
+    }
     resumed = output.continues(settings, opened.prints, overwrite)
-    if resumed and (end := output.finished()):
+    if resumed and not dry_run and (end := output.finished()):
         return nothing_left(output, end, display)
-    if not resumed and weights is not None:
+    checkpoint, notes = Checkpoints(output.path).newest() if resumed else (None, [])
+    if checkpoint is not None:
+        built = from_description(checkpoint.state["model"])
+    else:
+        built = build(chosen, opened.parts.train)
+    told = [*opened.lines, *_plan(chosen, built, opened, options, engine)]
+    if checkpoint is None and weights is not None:
         told += _load(built, str(weights))
+    told += [f"{note}; going back to the one before" for note in notes]
     if dry_run:
         display.say(*told)
         total = lengths(chosen, len(opened.parts.train), options).total
@@ -124,16 +140,20 @@ def train(
         if not resumed:
             output.claim(settings, opened.prints)
         display.say(*told)  # only now: until here a mistake is one sentence and nothing else
-        session = _start(chosen, built, opened.parts, output, options, engine, display)
-        before = session.state.progress.step
-        run_loop(session)
+        state = State(chosen, built, engine)
+        session = _begin(Session(state, opened.parts, output, options, display), checkpoint)
+        before = state.progress.step
+        try:
+            run_loop(session)
+        except torch.OutOfMemoryError:
+            raise Error(f"out of memory on {engine.name}: try a smaller --batch-size") from None
         ledger = Ledger(
             device=engine.name,
             macs_per_image=cost(built).macs,
-            images=session.state.progress.images,
+            images=state.progress.images,
             seconds=session.seconds(),
         )
-        facts = {**opened.facts, "val_fraction": held_out, "split_seed": seed}
+        facts = {**opened.facts, "val_fraction": held_out, "split_seed": words["seed"]}
         return finish(session, steps_before=before, ledger=ledger, data=facts, command=command)
 
 
@@ -166,14 +186,46 @@ def build(recipe: Recipe, data: Source) -> ImageClassifier:
         Error: what `create_model` raises.
     """
     torch.manual_seed(recipe.seed)
-    choice = recipe.model
-    model = create_model(
-        choice.name, num_classes=len(data.classes), image_size=choice.image_size, **choice.config
-    )
-    if recipe.normalize == "data":
+    choice, classes = recipe.model, len(data.classes)
+    if "num_classes" in choice.config:
+        raise Error(f"num_classes follows from the data, which have {classes} classes")
+    if choice.family is not None:
+        fields = {"num_classes": classes, "image_size": choice.image_size}
+        model = from_config(choice.family, {**choice.config, **fields})
+    else:
+        model = create_model(choice.name, classes, choice.image_size, **dict(choice.config))
+    model.set_labels(data.classes)
+    if recipe.normalize == "data" and recipe.weights is None:
         mean, std = pixel_statistics(data, model.preprocessing)
         model.preprocessing = model.preprocessing.replace(mean=mean, std=std)
-    return model.set_labels(data.classes)
+    return model
+
+
+# What `--set` may say of things that decide the rest of the recipe, and so must be known before.
+EARLY = ("seed", "precision", "batch_size", "duration", "model.name", "model.image_size")
+
+
+def _words(settings: Mapping[str, Any], **given: Any) -> dict[str, Any]:
+    """The early decisions: those of ``--set`` where it has them, else the flags'."""
+    if "weights" in settings:
+        raise Error("weights are given by --weights, not by --set")
+    early = {name: value for name, value in settings.items() if name in EARLY}
+    read = with_settings(Recipe(), early)
+    for name in early:
+        owner, _, field = name.rpartition(".")
+        given[name] = getattr(getattr(read, owner) if owner else read, field)
+    return given
+
+
+def _check_options(data: Spec, out: Path, save_every: int | None, workers: int) -> None:
+    if save_every is not None and save_every < 1:
+        raise Error(f"save_every must be at least 1 step, not {save_every}")
+    if workers < 0:
+        raise Error(f"workers cannot be {workers}")
+    if isinstance(data, str | Path) and Path(data).is_dir():
+        inside = out.expanduser().resolve()
+        if inside.is_relative_to(Path(data).expanduser().resolve()):
+            raise Error(f"--out {out} lies inside the data, which stay as they are: give another")
 
 
 def _open(data: Spec, val_fraction: float, seed: int) -> _Opened:
@@ -205,22 +257,27 @@ def _open(data: Spec, val_fraction: float, seed: int) -> _Opened:
     return _Opened(Data(good["train"], good.get("val"), good.get("test")), prints, facts, lines)
 
 
-def _starting_model(name: str | None, weights: str | Path | None, image_size: Size | None) -> Model:
-    """The model that the user means: by name, or the one in the folder that weights come from."""
-    if name is None and weights is not None and Path(weights).is_dir():
-        section = read_config(weights).get("vitrail", {})
+def _starting_model(
+    name: str | None, weights: str | Path | None, image_size: Size | None, recipe: str
+) -> Model:
+    """The model that the user means: by name, or the one that the weights say they are of."""
+    if name is None and weights is not None:
+        about = description_of(weights)
+        if about is None:
+            raise Error(f"{weights} does not say which model it is: name it by --model")
         config = {
             key: tuple(value) if isinstance(value, list) else value
-            for key, value in section.get("config", {}).items()
-            if key not in ("num_classes", "in_channels")
+            for key, value in about["config"].items()
+            if key != "num_classes"
         }
-        size = config.pop("image_size", None)
+        size = config.pop("image_size")
         return Model(
-            name=section.get("name") or DEFAULT_MODEL,
-            image_size=image_size if image_size is not None else size,
+            name=about.get("name") or about["family"],
+            family=about["family"],
+            image_size=size if image_size is None else image_size,
             config=config,
         )
-    full, entry = resolve(name or DEFAULT_MODEL)
+    full, entry = resolve(name or DEFAULT_MODELS.get(recipe, DEFAULT_MODEL))
     size = entry.config["image_size"] if image_size is None else image_size
     return Model(name=full, image_size=size)
 
@@ -248,33 +305,19 @@ def _plan(
     ]
 
 
-def _start(
-    recipe: Recipe,
-    model: ImageClassifier,
-    data: Data,
-    output: Output,
-    options: Options,
-    engine: Engine,
-    display: Display,
-) -> Session:
-    """The session at its first step, or where its newest checkpoint stands."""
-    checkpoint, damaged = Checkpoints(output.path).newest()
-    for sentence in damaged:
-        display.say(f"{sentence}; going back to the one before")
-    if checkpoint is not None:
-        model = from_description(checkpoint.state["model"])
-    state = State(recipe, model, engine)
+def _begin(session: Session, checkpoint: Checkpoint | None) -> Session:
+    """The session where its checkpoint stands, or at its first step, with its records in order."""
+    state, output = session.state, session.output
     if checkpoint is not None:
         state.restore(checkpoint)
-        display.say(f"going on after step {checkpoint.step:,}")
-    step = state.progress.step
-    output.rewind(step)
-    session = Session(state, data, output, options, display)
+        session.before = state.progress.seconds
+        session.display.say(f"going on after step {checkpoint.step:,}")
+    output.rewind(state.progress.step)
     output.metrics.write(
         "start",
-        step=step,
+        step=state.progress.step,
         steps=session.lengths.total,
-        device=engine.name,
+        device=state.engine.name,
         threads=torch.get_num_threads(),
         torch=torch.__version__,
     )

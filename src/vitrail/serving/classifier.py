@@ -8,6 +8,8 @@ import torch
 from PIL import Image
 
 from vitrail.data.decode import decode, pixels_of
+from vitrail.data.examples import read_file
+from vitrail.kit.devices import pick_device
 from vitrail.kit.errors import Error
 from vitrail.kit.preprocess import Preprocessing
 from vitrail.models.base import Size
@@ -20,11 +22,12 @@ class Classifier:
     """Labels and probabilities for pictures.
 
     Args:
-        path: a model folder.
+        path: a model folder, or with ``name`` a checkpoint file.
         threads: for the arithmetic, of the whole process; None leaves torch's own choice.
         batch_size: pictures at a time; memory is bounded by it.
         device: ``cpu``, ``cuda`` or None for the best there is.
         which: ``final`` or ``best`` weights of the folder.
+        name: the zoo's name of the model, for a file that does not say it.
 
     Raises:
         Error: no model there, or it is damaged.
@@ -37,12 +40,16 @@ class Classifier:
         batch_size: int = 32,
         device: str | None = None,
         which: str = "final",
+        name: str | None = None,
     ):
+        for words, number in (("threads", threads), ("batch_size", batch_size)):
+            if number is not None and number < 1:
+                raise Error(f"{words} must be at least 1, not {number}")
         if threads is not None:
             torch.set_num_threads(threads)
         self.batch_size = batch_size
-        self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        self.model = load_model(path, which=which).to(self.device)
+        self.device = pick_device(device)
+        self.model = load_model(path, name=name, which=which).to(self.device)
         names = self.model.labels
         self.labels = names or [str(index) for index in range(self.model.num_classes)]
         self.temperature = _temperature(path, which)
@@ -99,9 +106,7 @@ class Classifier:
             return decode(image)
         if isinstance(image, str | Path):
             try:
-                return decode(Path(image).read_bytes())
-            except OSError as error:
-                raise Error(f"{image}: {error.strerror or error}") from None
+                return decode(read_file(image))
             except Error as error:
                 raise Error(f"{image}: {error}") from None
         if isinstance(image, np.ndarray):
@@ -110,13 +115,18 @@ class Classifier:
                     f"a picture as an array is uint8 [h w 3], not {image.dtype} {list(image.shape)}"
                 )
             return image
-        return pixels_of(image)
+        if isinstance(image, Image.Image):
+            return pixels_of(image)
+        raise Error(f"a picture is a file name, bytes, a PIL picture or an array, not {image!r}")
 
 
 def _temperature(path: str | Path, which: str) -> float:
     """The calibration that belongs to these weights; 1 where none was fitted."""
-    fitted = read_config(path).get("vitrail", {}).get("temperature") or {}
-    return float(fitted.get(which, 1.0)) if isinstance(fitted, dict) else 1.0
+    section = read_config(path).get("vitrail", {}) if Path(path).is_dir() else {}
+    fitted = (section.get("temperature") or {}).get(which, 1.0)
+    if not isinstance(fitted, int | float) or not fitted > 0:
+        raise Error(f"{path}: its temperature is a number above 0, not {fitted!r}")
+    return float(fitted)
 
 
 def _listed(images: Picture | Iterable[Picture]) -> Iterable[Picture]:
@@ -124,6 +134,8 @@ def _listed(images: Picture | Iterable[Picture]) -> Iterable[Picture]:
         return [images]
     if isinstance(images, np.ndarray) and images.ndim == 3:
         return [images]
+    if not isinstance(images, Iterable):
+        raise Error(f"pictures are a list, or one alone, not {images!r}")
     return images
 
 

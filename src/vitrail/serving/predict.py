@@ -16,11 +16,10 @@ from typing import TextIO
 
 import numpy as np
 
-from vitrail.data.decode import decode
+from vitrail.data.decode import SUFFIXES, decode
+from vitrail.data.examples import read_file
 from vitrail.kit.errors import Error, listing
 from vitrail.serving.classifier import Classifier
-
-ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
 
 
 @dataclass(frozen=True)
@@ -58,7 +57,7 @@ def find_images(names: Sequence[str]) -> list[Path]:
         else:
             raise Error(f"there is no picture or folder {name}")
     if not found:
-        raise Error(f"no pictures were found in {listing(list(names), 3)}")
+        raise Error(f"no pictures were found in {listing(list(names), 3) or 'an empty list'}")
     return found
 
 
@@ -93,17 +92,15 @@ def _below(folder: Path) -> list[Path]:
         Path(place) / name
         for place, _, names in os.walk(folder)
         for name in names
-        if name.lower().endswith(ENDINGS) and not name.startswith(".")
+        if Path(name).suffix.lower() in SUFFIXES and not name.startswith(".")
     )
 
 
 def _read(path: Path) -> tuple[Path, np.ndarray | None, str | None]:
     try:
-        return path, decode(path.read_bytes()), None
+        return path, decode(read_file(path)), None
     except Error as error:
         return path, None, str(error)
-    except OSError as error:
-        return path, None, error.strerror or str(error)
 
 
 def _classified(
@@ -111,7 +108,9 @@ def _classified(
 ) -> Iterator[Prediction]:
     answers = iter(classify([pixels for _, pixels, _ in batch if pixels is not None], top_k))
     for path, pixels, error in batch:
-        yield Prediction(str(path), [] if pixels is None else next(answers), error)
+        # File names need not be UTF-8; what is printed must be.
+        printable = os.fsencode(path).decode("utf-8", "backslashreplace")
+        yield Prediction(printable, [] if pixels is None else next(answers), error)
 
 
 @contextlib.contextmanager
@@ -147,7 +146,7 @@ def _csv(rows: Iterable[Prediction], file: TextIO) -> Iterator[Prediction]:
 
 def _table(rows: Iterable[Prediction], file: TextIO) -> Iterator[Prediction]:
     for row in rows:
-        file.write(f"{row.path}\n")
+        file.write(f"{row.path!r}\n" if "\n" in row.path else f"{row.path}\n")
         if row.error is not None:
             file.write(f"    not read: {row.error}\n")
         for label, chance in row.labels:

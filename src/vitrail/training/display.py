@@ -51,10 +51,10 @@ class Display:
         self.began = self.last_line = time.monotonic()
         self.estimated = done >= total
         if self.live:
+            # What matters stands first: a narrow terminal cuts off the end.
             self._bar = Progress(
-                TextColumn("{task.description}"),
-                BarColumn(bar_width=24),
                 TextColumn("{task.fields[text]}"),
+                BarColumn(bar_width=16),
                 console=self.console,
                 transient=True,
             )
@@ -71,8 +71,8 @@ class Display:
         left = spent / max(1, done - self.first) * (self.total - done)
         seen = "" if accuracy is None else f"  acc {100 * accuracy:5.1f} %"
         text = (
-            f"{done:,}/{self.total:,}  loss {loss:.3f}{seen}  {rate:,.0f} images/s"
-            f"  {duration(left)} to go"
+            f"{done:,}/{self.total:,}  {duration(left)} to go  loss {loss:.3f}{seen}"
+            f"  {rate:,.0f} images/s"
         )
         if not self.estimated and spent > ESTIMATE_AFTER and done - self.first >= 5:
             self.estimated = True

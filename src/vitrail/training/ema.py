@@ -22,29 +22,25 @@ class EMA:
 
     def __init__(self, model: nn.Module, decay: float):
         self.decay = decay
-        self.average = {name: p.detach().clone() for name, p in model.named_parameters()}
+        self.followed: dict[str, Tensor] = dict(model.named_parameters())
+        self.average = {name: p.detach().clone() for name, p in self.followed.items()}
 
     @torch.no_grad()
-    def update(self, model: nn.Module, step: int) -> None:
+    def update(self, step: int) -> None:
         """Take in the weights after step ``step`` (counted from 0)."""
         decay = min(self.decay, (1 + step) / (10 + step))
-        parameters = dict(model.named_parameters())
-        torch._foreach_lerp_(
-            list(self.average.values()),
-            [parameters[name].detach() for name in self.average],
-            1 - decay,
-        )
+        torch._foreach_lerp_(list(self.average.values()), list(self.followed.values()), 1 - decay)
 
     @contextlib.contextmanager
-    def applied(self, model: nn.Module) -> Iterator[None]:
+    def applied(self) -> Iterator[None]:
         """Within this block the model has the averaged weights."""
-        own = {name: p.data for name, p in model.named_parameters()}
+        own = {name: parameter.data for name, parameter in self.followed.items()}
         try:
-            for name, parameter in model.named_parameters():
+            for name, parameter in self.followed.items():
                 parameter.data = self.average[name]
             yield
         finally:
-            for name, parameter in model.named_parameters():
+            for name, parameter in self.followed.items():
                 parameter.data = own[name]
 
     def state(self) -> dict[str, Tensor]:

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn, optim
 
-from vitrail.kit.errors import Error
+from vitrail.kit.devices import pick_device
 
 AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -26,13 +26,7 @@ class Engine:
     """
 
     def __init__(self, device: str | None, precision: str):
-        best = "cuda" if torch.cuda.is_available() else "cpu"
-        try:
-            self.device = torch.device(device or best)
-        except RuntimeError:
-            raise Error(f"unknown device {device!r}: it is cpu or cuda") from None
-        if self.device.type == "cuda" and not torch.cuda.is_available():
-            raise Error("no CUDA device is to be found here; use --device cpu")
+        self.device = pick_device(device)
         self.precision = precision
         self.dtype = torch.float64 if precision == "fp64" else torch.float32
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=precision == "fp16")
@@ -61,7 +55,9 @@ class Engine:
         """Gradients of a loss."""
         self.scaler.scale(loss).backward()
 
-    def step(self, model: nn.Module, optimizer: optim.Optimizer, clip_norm: float | None) -> float:
+    def step(
+        self, parameters: list[nn.Parameter], optimizer: optim.Optimizer, clip_norm: float | None
+    ) -> float:
         """Clip and apply the gradients, and forget them.
 
         Returns:
@@ -69,7 +65,6 @@ class Engine:
             were.
         """
         self.scaler.unscale_(optimizer)
-        parameters = [p for p in model.parameters() if p.grad is not None]
         limit = float("inf") if clip_norm is None else clip_norm
         norm = float(nn.utils.clip_grad_norm_(parameters, limit))
         if norm == norm and norm != float("inf"):

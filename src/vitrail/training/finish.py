@@ -8,12 +8,14 @@ from typing import Any
 
 from vitrail import __version__
 from vitrail.evaluation.accuracy import Accuracy
+from vitrail.kit.errors import listing
 from vitrail.training.display import Display, duration
 from vitrail.training.ledger import Ledger
 from vitrail.training.loop import Session, measure
 from vitrail.training.output import Output
 from vitrail.training.report import attention_looks, write_report
 from vitrail.weights.folder import save_model
+from vitrail.weights.read import BEST_FILE
 
 PICTURES = 12  # attention pictures in a report
 
@@ -91,7 +93,7 @@ def finish(
     state, output, progress = session.state, session.output, session.state.progress
     model, recipe = state.model, state.recipe
     if state.ema is not None:
-        model.load_state_dict(state.averaged())
+        model.load_state_dict({**model.state_dict(), **state.ema.state()})
     model.float().eval()
     results = {
         split: measure(model, source, recipe.batch_size, session.options.workers)
@@ -102,7 +104,7 @@ def finish(
         split: {"top1": r.top1, "top5": r.top5, "loss": r.loss, "n": r.n}
         for split, r in results.items()
     }
-    best = output.path / "best.safetensors"
+    best = output.path / BEST_FILE
     if progress.best_step == progress.step:
         best.unlink(missing_ok=True)  # it is the final one
     details = {
@@ -116,6 +118,12 @@ def finish(
     }
     save_model(model, output.path, model.labels, details=details)
     _report(session, results, ledger, data, command)
+    unread = [f"{key} ({reason})" for key, reason in progress.skipped.items()]
+    if unread:
+        session.display.say(
+            f"{len(unread):,} pictures could not be read in training and were left out: "
+            f"{listing(unread, 3)}"
+        )
     run = Run(
         folder=output.path,
         steps=progress.step,

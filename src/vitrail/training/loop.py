@@ -16,10 +16,8 @@ import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
 
 from vitrail.data.draws import drop_path_draws
 from vitrail.data.loader import Batch, eval_batches, train_batches
@@ -27,9 +25,8 @@ from vitrail.data.mixup import apply_mix, draw_mix, soft_targets
 from vitrail.data.sources import Source
 from vitrail.evaluation.accuracy import Accuracy, evaluate
 from vitrail.kit.errors import Error, listing
-from vitrail.kit.files import write_whole
 from vitrail.models.base import ImageClassifier
-from vitrail.models.parts import drop_paths, set_drop_path_draws
+from vitrail.models.parts import set_drop_path_draws
 from vitrail.training.checkpoint import Checkpoints
 from vitrail.training.display import Display
 from vitrail.training.objectives import Example, Supervised
@@ -37,6 +34,8 @@ from vitrail.training.optim import rate_at, set_rate
 from vitrail.training.output import Output
 from vitrail.training.recipe import Recipe
 from vitrail.training.state import State
+from vitrail.weights.folder import save_weights
+from vitrail.weights.read import BEST_FILE
 
 MOST_BAD_STEPS = 10
 
@@ -120,9 +119,9 @@ def lengths(recipe: Recipe, examples: int, options: Options) -> Lengths:
     Raises:
         Error: a run of no steps.
     """
-    total = recipe.duration.steps(examples, recipe.batch_size)
-    if total < 1:
+    if recipe.duration.value == 0:
         raise Error(f"a run of {recipe.duration} has no step; ask for at least one")
+    total = max(1, recipe.duration.steps(examples, recipe.batch_size))
     return Lengths(
         total=total,
         warmup=recipe.schedule.warmup.steps(examples, recipe.batch_size, total),
@@ -151,12 +150,18 @@ def run(session: Session) -> None:
         workers=options.workers,
     )
     session.display.start(progress.step, total)
-    with contextlib.closing(session.display), contextlib.closing(batches), stop_signals() as stop:
+    state.model.train()
+    with (
+        contextlib.closing(session.display),
+        contextlib.closing(batches),
+        stop_signals(session.display) as stop,
+    ):
         while progress.step < total and not progress.over(recipe.patience):
+            began = time.monotonic()
             batch = next(batches)
             if options.record_keys:
                 output.keys.write("keys", step=progress.step + 1, keys=batch.keys)
-            take_step(session, batch)
+            take_step(session, batch, began)
             at_end = progress.step == total
             if at_end or progress.step % session.lengths.eval_every == 0:
                 look(session)
@@ -164,37 +169,43 @@ def run(session: Session) -> None:
             if at_end or stop.is_set() or progress.step % session.lengths.save_every == 0:
                 progress.seconds = session.seconds()
                 checkpoints.save(state.checkpoint())
+                output.metrics.write("save", step=progress.step, seconds=progress.seconds)
             if stop.is_set() and not at_end:
                 raise Interrupted(progress.step)
 
 
-def take_step(session: Session, batch: Batch) -> None:
-    """One step on one batch: forward, backward, clip, apply, average, record."""
+def take_step(session: Session, batch: Batch, began: float) -> None:
+    """One step on one batch: forward, backward, clip, apply, average, record.
+
+    Args:
+        session: its state goes one step further.
+        batch: perhaps smaller than the recipe's, or empty, where pictures could not be read.
+        began: when the batch was asked for, on the monotonic clock.
+    """
     state = session.state
     recipe, progress, engine = state.recipe, state.progress, state.engine
-    began, number = time.monotonic(), progress.step
+    number = progress.step
     torch.manual_seed(step_seed(recipe.seed, number))  # what dropout draws from
     rate = recipe.optim.lr * rate_at(
         number, session.lengths.total, session.lengths.warmup, recipe.schedule
     )
     set_rate(state.optimizer, rate)
-    state.model.train()
     with engine.forward():
         example = _place(session, batch)
         loss = Supervised(recipe.target.label_smoothing)(state.forward, example)
     value, norm = float(loss.value.detach()), math.nan
     if math.isfinite(value):
         engine.backward(loss.value)
-        norm = engine.step(state.model, state.optimizer, recipe.optim.clip_norm)
+        norm = engine.step(state.trained, state.optimizer, recipe.optim.clip_norm)
     progress.step += 1
     progress.images += len(batch.keys)
     progress.skipped.update(batch.skipped)
     if math.isfinite(norm):
         progress.bad_steps = 0
         if state.ema is not None:
-            state.ema.update(state.model, number)
+            state.ema.update(number)
     else:
-        _bad_step(session, batch, value)
+        _bad_step(session, batch, value, norm)
     speed, accuracy = len(batch.keys) / (time.monotonic() - began), float(loss.parts["accuracy"])
     session.output.metrics.write(
         "step",
@@ -214,10 +225,14 @@ def look(session: Session) -> None:
     if session.data.val is None:
         return
     state, progress = session.state, session.state.progress
-    with state.ema.applied(state.model) if state.ema else contextlib.nullcontext():
-        result = measure(
-            state.model, session.data.val, state.recipe.batch_size, session.options.workers
-        )
+    try:
+        with state.averaged():
+            result = measure(
+                state.model, session.data.val, state.recipe.batch_size, session.options.workers
+            )
+    except Error as error:  # training has lost nothing by it
+        session.display.say(f"step {progress.step:,}: not validated, because {error}")
+        return
     session.output.metrics.write(
         "eval", step=progress.step, top1=result.top1, top5=result.top5, loss=result.loss
     )
@@ -228,7 +243,8 @@ def look(session: Session) -> None:
     progress.stale += 1
     if progress.best is None or result.top1 > progress.best:
         progress.best, progress.best_step, progress.stale = result.top1, progress.step, 0
-        save_weights(state, session.output.path / "best.safetensors")
+        with state.averaged():
+            save_weights(state.model, session.output.path / BEST_FILE)
 
 
 def measure(model: ImageClassifier, source: Source, batch_size: int, workers: int) -> Accuracy:
@@ -237,20 +253,13 @@ def measure(model: ImageClassifier, source: Source, batch_size: int, workers: in
     return evaluate(model, batches, source.classes)
 
 
-def save_weights(state: State, path: Path) -> None:
-    """Write the averaged weights to a safetensors file, whole or not at all."""
-    tensors = {name: tensor.contiguous() for name, tensor in state.averaged().items()}
-    needed = sum(tensor.nbytes for tensor in tensors.values())
-    write_whole(path, lambda staged: save_file(tensors, staged), needed)
-
-
 def step_seed(seed: int, step: int) -> int:
     """A seed for everything that one step draws from torch's own generator."""
     return (seed * 1_000_003 + step * 7_919 + 12_345) % 2**63
 
 
 @contextlib.contextmanager
-def stop_signals() -> Iterator[threading.Event]:
+def stop_signals(display: Display) -> Iterator[threading.Event]:
     """An event that the first Ctrl-C (or SIGTERM) sets; the second one ends the process.
 
     Outside the main thread signals cannot be caught, and the event is never set.
@@ -264,6 +273,7 @@ def stop_signals() -> Iterator[threading.Event]:
 
     def remember(number: int, frame: object) -> None:
         stop.set()
+        display.say("stopping after this step, to save; once more to stop at once")
         signal.signal(number, before[signal.Signals(number)])
 
     for number in caught:
@@ -281,9 +291,9 @@ def _place(session: Session, batch: Batch) -> Example:
     recipe, model, engine = state.recipe, state.model, state.engine
     images = engine.place(model.preprocessing.normalize(engine.place(batch.images)))
     labels = engine.place(batch.labels)
-    sites = len(drop_paths(model))
-    if sites:
-        draws = drop_path_draws(recipe.seed, batch.epochs.tolist(), batch.indices.tolist(), sites)
+    if state.drop_sites:
+        epochs, indices = batch.epochs.tolist(), batch.indices.tolist()
+        draws = drop_path_draws(recipe.seed, epochs, indices, state.drop_sites)
         set_drop_path_draws(model, engine.place(torch.from_numpy(draws)))
     first = state.progress.step * recipe.batch_size
     epoch, position = divmod(first, len(session.data.train))
@@ -295,13 +305,24 @@ def _place(session: Session, batch: Batch) -> Example:
     return Example(images, labels, targets)
 
 
-def _bad_step(session: Session, batch: Batch, loss: float) -> None:
+def _bad_step(session: Session, batch: Batch, loss: float, norm: float) -> None:
+    """Record a step that was not applied, say why, and stop where there are too many of them."""
     progress = session.state.progress
     progress.bad_steps += 1
-    session.output.metrics.write("skip", step=progress.step, loss=loss, keys=batch.keys)
-    session.display.say(f"step {progress.step:,}: the loss is not finite; its step was not applied")
+    if not batch.keys:
+        why = "none of its pictures can be read"
+    elif not math.isfinite(loss):
+        why = "its loss is not finite"
+    else:
+        why = "its gradient is not finite"
+    session.output.metrics.write(
+        "skip", step=progress.step, reason=why, loss=loss, grad_norm=norm, keys=batch.keys
+    )
+    session.display.say(f"step {progress.step:,} was not applied: {why}")
     if progress.bad_steps >= MOST_BAD_STEPS:
+        named = batch.keys or [key for key, _ in batch.skipped]
         raise Error(
-            f"{progress.bad_steps} steps in a row were not finite, up to step {progress.step} "
-            f"(pictures: {listing(batch.keys, 3)}); try a lower --lr"
+            f"{progress.bad_steps} steps in a row could not be applied, up to step "
+            f"{progress.step}: {why} (pictures: {listing(named, 3)}); "
+            + ("try a lower --lr" if batch.keys else "look at the data")
         )

@@ -7,7 +7,10 @@ from torch import nn, optim
 from vitrail.models.base import ImageClassifier
 from vitrail.training.recipe import Optim, Schedule
 
-NO_DECAY_NAMES = ("cls_token", "reg_token", "pos_embed", "latent")
+NO_DECAY_NAMES = (
+    *("cls_token", "dist_token", "reg_token", "latent"),
+    *("pos_embed", "pos_embed_prefix", "pos_embed_x", "pos_embed_y", "pos_embed_offset"),
+)
 
 
 def make_optimizer(model: ImageClassifier, recipe: Optim) -> optim.Optimizer:

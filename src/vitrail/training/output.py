@@ -19,11 +19,12 @@ from vitrail.kit.errors import Error, listing
 from vitrail.kit.files import remove_leftovers, write_text_whole
 from vitrail.kit.records import Records
 from vitrail.training.checkpoint import FOLDER
+from vitrail.weights.read import BEST_FILE, MODEL_FILE
 
 OURS = (
     "config.json",
-    "model.safetensors",
-    "best.safetensors",
+    MODEL_FILE,
+    BEST_FILE,
     "metrics.jsonl",
     "keys.jsonl",
     "report.html",
@@ -51,7 +52,8 @@ class Output:
     ) -> bool:
         """Whether a run with these settings (plain JSON values) on these data goes on here.
 
-        Nothing is written.
+        Nothing is written. With ``overwrite`` another run gives way, and so does this very one
+        once it is finished; one that was interrupted goes on.
 
         Raises:
             Error: the folder holds another run or other people's files, or is none.
@@ -64,11 +66,16 @@ class Output:
             raise Error(
                 f"{self.path} holds other files ({listing(strangers, 3)}); give an --out of its own"
             )
+        if self._run_file.exists():
+            try:
+                self._refuse_other(settings, data)
+            except Error:
+                if overwrite:
+                    return False
+                raise
+            return not overwrite or self.finished() is None
         if overwrite:
             return False
-        if self._run_file.exists():
-            self._refuse_other(settings, data)
-            return True
         if any(name in OURS for name in held):
             raise Error(
                 f"{self.path} holds a model that no run of this kind can continue; "
@@ -109,11 +116,13 @@ class Output:
         try:
             try:
                 fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
+            except BlockingIOError:
                 raise Error(
                     f"another process is training in {self.path}; wait for it, "
                     "or give another --out"
                 ) from None
+            except OSError:
+                pass  # a file system without locks
             yield
         finally:
             os.close(handle)
@@ -121,7 +130,8 @@ class Output:
     def finished(self) -> dict[str, Any] | None:
         """The record of the end of the run, if it came to its end."""
         ends = list(self.metrics.read("done"))
-        return ends[-1] if ends and (self.path / "config.json").exists() else None
+        whole = all((self.path / name).exists() for name in ("config.json", MODEL_FILE))
+        return ends[-1] if ends and whole else None
 
     def rewind(self, step: int) -> None:
         """Forget what was recorded after a step, because it is about to be done again."""
@@ -139,7 +149,7 @@ class Output:
         try:
             before = json.loads(self._run_file.read_bytes())
             held_data = before.pop("data")
-        except (ValueError, KeyError):
+        except (ValueError, KeyError, TypeError, AttributeError):
             raise Error(f"{self._run_file} is damaged; start again with --overwrite") from None
         changes = differences(before, json.loads(json.dumps(settings)))
         what = "other settings"

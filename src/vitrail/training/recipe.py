@@ -7,6 +7,7 @@ return recipes; `with_settings` changes single fields by their dotted names.
 
 import dataclasses
 import json
+import math
 import types
 import typing
 from collections.abc import Mapping
@@ -17,7 +18,20 @@ from vitrail.data.transforms import Augment
 from vitrail.kit.errors import Error, did_you_mean
 from vitrail.models.base import Size
 
+MOST_IMAGES_A_STEP = 1_000_000
 UNITS = ("steps", "epochs", "examples", "percent")
+
+
+def _check_range(name: str, value: float, low: float, high: float) -> None:
+    if not isinstance(value, int | float) or not low <= value <= high or math.isinf(value):
+        span = f"at least {low:g}" if math.isinf(high) else f"from {low:g} to {high:g}"
+        raise Error(f"{name} is a number {span}, not {value!r}")
+
+
+def _check_one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:
+    if value not in allowed:
+        near = did_you_mean(value, allowed) or f"; it is one of {', '.join(allowed)}"
+        raise Error(f"{name} cannot be {value!r}{near}")
 
 
 @dataclass(frozen=True)
@@ -37,7 +51,7 @@ class Duration:
             raise Error(
                 f"unknown unit {self.unit!r} of a duration; it is one of {', '.join(UNITS)}"
             )
-        if not self.value >= 0:
+        if not 0 <= self.value < math.inf:
             raise Error(f"a duration cannot be {self.value} {self.unit}")
 
     def steps(self, examples: int, batch_size: int, total: int | None = None) -> int:
@@ -85,6 +99,19 @@ class Optim:
     layer_decay: float = 1.0
     clip_norm: float | None = 1.0
 
+    def __post_init__(self):
+        _check_one_of("optim.name", self.name, ("adamw", "sgd"))
+        _check_range("optim.lr", self.lr, 0, math.inf)
+        _check_range("optim.weight_decay", self.weight_decay, 0, math.inf)
+        _check_range("optim.momentum", self.momentum, 0, 1)
+        _check_range("optim.layer_decay", self.layer_decay, 0, 1)
+        if len(self.betas) != 2:
+            raise Error(f"optim.betas are two numbers, not {self.betas!r}")
+        for beta in self.betas:
+            _check_range("optim.betas", beta, 0, 1)
+        if self.clip_norm is not None and not self.clip_norm > 0:
+            raise Error(f"optim.clip_norm is above 0, or none, not {self.clip_norm}")
+
 
 @dataclass(frozen=True, kw_only=True)
 class Schedule:
@@ -97,6 +124,11 @@ class Schedule:
 
     kind: str = "cosine"
     warmup: Duration = Duration(5, "percent")
+
+    def __post_init__(self):
+        _check_one_of("schedule.kind", self.kind, ("cosine", "linear", "constant"))
+        if self.warmup.unit == "percent":
+            _check_range("schedule.warmup in percent", self.warmup.value, 0, 100)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,18 +145,25 @@ class Target:
     mixup: float = 0.0
     cutmix: float = 0.0
 
+    def __post_init__(self):
+        _check_range("target.label_smoothing", self.label_smoothing, 0, 1)
+        for name in ("mixup", "cutmix"):
+            _check_range(f"target.{name}", getattr(self, name), 0, math.inf)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Model:
     """Which model.
 
     Args:
-        name: a name of the zoo.
+        name: a name of the zoo; with ``family``, only what to call it.
+        family: where the whole config is given, of which family it is; else None.
         image_size: pixels, or (height, width); None for the name's own.
         config: fields of the family's config that differ from the name's.
     """
 
     name: str = "vit_tiny_patch16_224"
+    family: str | None = None
     image_size: Size | None = None
     config: Mapping[str, Any] = field(default_factory=dict)
 
@@ -166,16 +205,17 @@ class Recipe:
     weights: str | None = None
 
     def __post_init__(self):
-        _check_one_of("optim.name", self.optim.name, ("adamw", "sgd"))
-        _check_one_of("schedule.kind", self.schedule.kind, ("cosine", "linear", "constant"))
         _check_one_of("normalize", self.normalize, ("model", "data"))
         _check_one_of("precision", self.precision, ("fp32", "bf16", "fp16", "fp64"))
-        if self.batch_size < 1:
-            raise Error(f"batch_size must be at least 1, not {self.batch_size}")
-        if not self.optim.lr >= 0:
-            raise Error(f"optim.lr cannot be {self.optim.lr}")
-        if self.seed < 0:
-            raise Error(f"seed cannot be negative, and it is {self.seed}")
+        if not 1 <= self.batch_size <= MOST_IMAGES_A_STEP:
+            raise Error(
+                f"batch_size must be at least 1 and at most {MOST_IMAGES_A_STEP:,}, "
+                f"not {self.batch_size}"
+            )
+        if not 0 <= self.seed < 2**63:
+            raise Error(f"seed is a whole number from 0 up to 2^63, not {self.seed}")
+        if self.patience is not None and self.patience < 1:
+            raise Error(f"patience must be at least 1, not {self.patience}")
         if self.ema is not None and not 0 <= self.ema < 1:
             raise Error(f"ema is a decay from 0 up to 1, not {self.ema}")
 
@@ -263,9 +303,3 @@ def _duration(name: str, value: Any) -> Duration:
         if isinstance(error, Error):
             raise
         raise Error(f"{name} cannot be {value!r}: write it as 1000 steps or 30 epochs") from None
-
-
-def _check_one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:
-    if value not in allowed:
-        near = did_you_mean(value, allowed) or f"; it is one of {', '.join(allowed)}"
-        raise Error(f"{name} cannot be {value!r}{near}")

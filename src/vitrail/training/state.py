@@ -4,14 +4,16 @@ Together with the recipe and the data this is all that decides the next step, so
 it and nothing else makes a resumed run equal to one that was never stopped.
 """
 
+import contextlib
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from vitrail.models.base import ImageClassifier
+from vitrail.models.parts import drop_paths
 from vitrail.models.zoo import describe
 from vitrail.training.checkpoint import (
     Checkpoint,
@@ -72,11 +74,12 @@ class State:
         self.progress = Progress()
         # Compiled once here; the plain model stays for evaluation, saving and parameter names.
         self.forward = torch.compile(self.model) if recipe.compile else self.model
+        self.trained = [p for p in self.model.parameters() if p.requires_grad]
+        self.drop_sites = len(drop_paths(self.model))
 
-    def averaged(self) -> dict[str, Tensor]:
-        """The weights to evaluate and keep: the averaged ones where there is an average."""
-        weights = {name: tensor.detach() for name, tensor in self.model.state_dict().items()}
-        return weights if self.ema is None else {**weights, **self.ema.state()}
+    def averaged(self) -> AbstractContextManager[None]:
+        """Within this the model has the weights to evaluate and keep: the averaged ones, if any."""
+        return contextlib.nullcontext() if self.ema is None else self.ema.applied()
 
     def checkpoint(self) -> Checkpoint:
         """Everything of the run, to be saved."""

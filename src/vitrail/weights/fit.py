@@ -17,7 +17,7 @@ from vitrail.weights.report import LoadReport
 from vitrail.weights.rules import Reading, Translation, misfit, to_ours, under
 from vitrail.weights.unwrap import Checkpoint
 
-HEADS = ("head", "fc")  # what `fresh` zero-initialises instead of leaving it as it is
+HEADS = ("head", "head_dist", "fc")  # what `fresh` zero-initialises instead of leaving it as it is
 
 
 def fit_tensors(
@@ -74,7 +74,7 @@ def _fit_table(
     tensors = found.tensors
     alike = checkpoint.live and reading.family == "timm"
     try:
-        fitted = fit_positions(tensors, model.config, how, _grid(checkpoint), alike)
+        fitted = fit_positions(tensors, model.config, how, _grid(checkpoint, model.config), alike)
     except ValueError as error:
         del tensors["pos_embed"]
         return [f"pos_embed: {error}"]
@@ -108,18 +108,25 @@ def _refit(
                 report.notes.append(f"{name}: {fitted[1]}")
 
 
-def _grid(checkpoint: Checkpoint) -> tuple[int, int] | None:
+def _grid(checkpoint: Checkpoint, config: ViTConfig) -> tuple[int, int] | None:
     """The grid of the file's position table, where something beside the tensors says it."""
     size = checkpoint.about.get("config", {}).get("image_size") or checkpoint.timm.get("image_size")
     kernel = checkpoint.tensors.get("patch_embed.proj.weight")
     if size is None or kernel is None or kernel.ndim != 4:
         return None
-    height, width = height_width(size)
+    # The kernel sees pixels, or behind a hybrid's ResNet the map, whose sides are rounded up.
+    pixels = config.stride // config.patch_size
+    height, width = (-(-side // pixels) for side in height_width(size))
     return height // kernel.shape[-2], width // kernel.shape[-1]
 
 
 def _computed(model: ImageClassifier, name: str) -> bool:
-    """Whether a tensor is a table that the model computes itself."""
+    """Whether a tensor is a table that the model computes itself, or only counts batches.
+
+    Old torchvision files lack the counters of batch norms; nothing is computed with them.
+    """
+    if name.endswith(".num_batches_tracked"):
+        return True
     return name == "pos_embed" and getattr(model.config, "position", "") in FIXED_TABLES
 
 
@@ -134,15 +141,25 @@ def _misfit(
     bias, hint = found.tensors.get(f"{model.head_name}.bias"), ""
     if any(under(entry.split(":")[0], HEADS) for entry in mismatched):
         classes = 0 if bias is None else len(bias)
-        if all(under(entry.split(":")[0], HEADS) for entry in [*mismatched, *missing, *unexpected]):
+        weight = found.tensors.get(f"{model.head_name}.weight")
+        if classes == model.num_classes and weight is not None and weight.ndim == 2:
+            seen = model.state_dict()[f"{model.head_name}.weight"].shape[1]
+            hint = f"the file's head sees {weight.shape[1]} numbers, the model's {seen}"
+            if weight.shape[1] == 2 * seen:
+                hint += ": create the model with pool='token_mean'"
+        elif all(
+            under(entry.split(":")[0], HEADS) for entry in [*mismatched, *missing, *unexpected]
+        ):
             message = (
                 f"{checkpoint.name} has a head of {classes} classes and the model one of "
                 f"{model.num_classes}: for a new head, load_weights(..., fresh=('head',)); for the "
                 f"file's, create the model with num_classes={classes}"
             )
             return WeightsError(message, mismatched=mismatched)
-    if mismatched:
-        hint = _sizes(model, found)
+    if "dist_token" in unexpected:
+        hint = "the file is distilled: create the model with distilled=True"
+    elif mismatched:
+        hint = hint or _sizes(model, found)
     elif missing and all(under(name, HEADS) for name in missing) and not (unexpected or mismatched):
         message = (
             f"{checkpoint.name} has no head: load_weights(..., fresh=('head',)) begins with a zero "
@@ -184,7 +201,8 @@ def _note_what_is_left(
     if "cls_token" in found.tensors and "cls_token" not in own:
         report.notes.append("the model has no class token: the file's is left out")
     for name in own:
-        if _computed(model, name) and name not in found.tensors:
+        counter = name.endswith(".num_batches_tracked")
+        if _computed(model, name) and name not in found.tensors and not counter:
             report.notes.append(f"{name} is not in the file: the model computes it")
 
 

@@ -6,25 +6,29 @@ that a damaged file is refused; while a new file moves in, the config knows both
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from safetensors.torch import save_file
+from torch import nn
 
 from vitrail.kit.errors import Error
-from vitrail.kit.files import settle, staging
+from vitrail.kit.files import settle, sha256_of, staging, write_whole
 from vitrail.models import zoo
 from vitrail.models.base import ImageClassifier
+from vitrail.models.bit_resnet import BiTConfig
+from vitrail.models.hybrid import HybridConfig
+from vitrail.models.pvt_v2 import PVTv2Config
+from vitrail.models.resnet import ResNetConfig
 from vitrail.models.vit import ViTConfig
-from vitrail.weights import timm
+from vitrail.weights import pvt, timm, timm_resnets
 from vitrail.weights.load import Source, load_checkpoint
 from vitrail.weights.read import (
     BEST_FILE,
     DIGESTS,
     FORMAT,
     MODEL_FILE,
-    digest,
     existing,
     open_checkpoint,
     read_config,
@@ -33,6 +37,27 @@ from vitrail.weights.read import (
 from vitrail.weights.unwrap import Checkpoint
 
 WHAT_IT_IS = ("format", "family", "config", "preprocessing", "labels", "not_in_timm", "incoming")
+
+HEAD_BIASES = (
+    "head.bias",
+    "head/bias",
+    "classifier.bias",
+    "classifier.1.bias",
+    "cls_classifier.bias",
+    "heads.head.bias",
+    "linear_head.bias",
+    "fc.bias",
+    "head.fc.bias",
+)
+
+# The families that timm has too, and how it would build one: name, arguments, what is beyond it.
+TIMM: dict[type, Callable[[Any], tuple[str, dict[str, Any], list[str]]]] = {
+    ViTConfig: timm.architecture,
+    PVTv2Config: pvt.architecture,
+    HybridConfig: timm_resnets.hybrid_architecture,
+    ResNetConfig: timm_resnets.resnet_architecture,
+    BiTConfig: timm_resnets.bit_architecture,
+}
 
 
 def save_model(
@@ -79,8 +104,8 @@ def save_model(
     needed = sum(tensor.nbytes for tensor in tensors.values())
     with staging(folder, needed) as work:
         staged = work / weights_file
-        save_file(tensors, staged, metadata={"format": "pt", "vitrail": json.dumps(about)})
-        key, new = DIGESTS[weights_file], digest(staged)
+        save_file(tensors, staged, metadata=_metadata(about))
+        key, new = DIGESTS[weights_file], sha256_of(staged)
         if section:
             incoming = {"incoming": {weights_file: new}}
             _move_config(work, folder, {**before, "vitrail": section | incoming})
@@ -92,6 +117,18 @@ def save_model(
         section |= about | {key: new} | added
         _move_config(work, folder, _timm_part(model, about) | {"vitrail": section})
     return folder
+
+
+def save_weights(model: ImageClassifier, path: Path) -> None:
+    """Write one safetensors file that says which model it is, whole or not at all.
+
+    Raises:
+        Error: no room, or no right to write.
+    """
+    tensors = {name: t.detach().cpu().contiguous() for name, t in model.state_dict().items()}
+    about = _about(model, model.labels)
+    needed = sum(tensor.nbytes for tensor in tensors.values())
+    write_whole(path, lambda staged: save_file(tensors, staged, metadata=_metadata(about)), needed)
 
 
 def update_details(folder: Path | str, **details: Any) -> None:
@@ -131,9 +168,8 @@ def load_model(source: Source, name: str | None = None, which: str = "final") ->
         return _own_model(checkpoint)
     if name is None:
         raise Error(f"{checkpoint.name} does not say which model it is: give its name")
-    behind = {"pre_logits": True} if any("pre_logits" in n for n in checkpoint.tensors) else {}
     size = checkpoint.timm.get("image_size")
-    model = zoo.create_model(name, _classes(checkpoint), size, **behind)
+    model = zoo.create_model(name, _classes(checkpoint), size, **_shape_of_head(name, checkpoint))
     load_checkpoint(model, checkpoint, (), "file")
     return model
 
@@ -149,10 +185,25 @@ def _own_model(checkpoint: Checkpoint) -> ImageClassifier:
     return model if labels is None else model.set_labels(labels)
 
 
+def _shape_of_head(name: str, checkpoint: Checkpoint) -> dict[str, Any]:
+    """Fields of a plain ViT that say what stands before its head, as the file's names tell."""
+    has, fields = checkpoint.tensors.__contains__, {}
+    if any("pre_logits" in tensor for tensor in checkpoint.tensors):
+        fields["pre_logits"] = True
+    if zoo.resolve(name)[1].family != "vit":
+        return fields
+    scaled = any(tensor.endswith("layer_scale1.lambda1") for tensor in checkpoint.tensors)
+    if has("linear_head.weight") or (scaled and has("classifier.weight")):
+        fields["pool"] = "token_mean"  # DINOv2 eval/linear.py
+    if has("fc_norm.weight") and not has("norm.weight"):
+        fields |= {"pool": "mean", "class_token": has("cls_token"), "norm_after_pool": True}
+    return fields
+
+
 def _classes(checkpoint: Checkpoint) -> int:
     """How many classes a file's head has; 0 without a head."""
     for name, tensor in checkpoint.tensors.items():
-        if name in ("head.bias", "head/bias") or name.endswith("/head/bias"):
+        if name in HEAD_BIASES or name.endswith(("/head/bias", "/head/conv2d/bias")):
             return tensor.shape[0]
     return 0
 
@@ -160,25 +211,46 @@ def _classes(checkpoint: Checkpoint) -> int:
 # What is written
 
 
+def _metadata(about: Mapping[str, Any]) -> dict[str, str]:
+    return {"format": "pt", "vitrail": json.dumps(about)}
+
+
 def _about(model: ImageClassifier, labels: Sequence[str] | None) -> dict[str, Any]:
     if labels is not None and len(labels) != model.num_classes:
         raise Error(f"{len(labels)} labels for a model of {model.num_classes} classes")
-    beyond = timm.architecture(model.config)[2] if isinstance(model.config, ViTConfig) else ["all"]
+    architecture = TIMM.get(type(model.config))
+    beyond = architecture(model.config)[2] if architecture else ["all"]
     return {"format": FORMAT, **zoo.describe(model), "labels": labels, "not_in_timm": beyond}
 
 
 def _timm_part(model: ImageClassifier, about: Mapping[str, Any]) -> dict[str, Any]:
-    if not isinstance(model.config, ViTConfig):
+    config = model.config
+    if type(config) not in TIMM:
         return {"architecture": f"vitrail:{about['family']}", "num_classes": model.num_classes}
-    name, arguments, _ = timm.architecture(model.config)
+    name, arguments, _ = TIMM[type(config)](config)
+    plain = isinstance(config, ViTConfig)
+    pictures = timm.pretrained_cfg(model.preprocessing, config, about["labels"])
     return {
         "architecture": name,
         "num_classes": model.num_classes,
-        "num_features": model.config.width,
-        "global_pool": timm.POOLS[model.config.pool],
+        "num_features": config.width if plain else config.widths[-1],
+        "global_pool": timm.POOLS[config.pool] if plain else "avg",
         "model_args": arguments,
-        "pretrained_cfg": timm.pretrained_cfg(model.preprocessing, model.config, about["labels"]),
+        # timm gives an ``img_size`` to what has a fixed size, and only its ViT takes one
+        "pretrained_cfg": pictures
+        | {
+            "fixed_input_size": plain,
+            "first_conv": _first_convolution(model),
+            "classifier": model.head_name,
+        },
     }
+
+
+def _first_convolution(model: ImageClassifier) -> str:
+    """The name of the layer that sees the picture, whose channels timm adapts."""
+    channels = model.config.in_channels
+    found = ((n, p) for n, p in model.named_modules() if isinstance(p, nn.Conv2d))
+    return next((name for name, part in found if part.in_channels == channels), "")
 
 
 def _details(details: Mapping[str, Any]) -> dict[str, Any]:
@@ -194,14 +266,14 @@ def _best(folder: Path, section: Mapping[str, Any]) -> dict[str, Any]:
     if not (folder / BEST_FILE).exists():
         return {}
     key = DIGESTS[BEST_FILE]
-    return {key: section.get(key) or digest(folder / BEST_FILE)}
+    return {key: section.get(key) or sha256_of(folder / BEST_FILE)}
 
 
 def _settled(folder: Path, section: dict[str, Any]) -> dict[str, Any]:
     """The section after a save that was cut off between the weights and the config."""
     settled = {key: value for key, value in section.items() if key != "incoming"}
     for name, expected in section.get("incoming", {}).items():
-        if (folder / name).exists() and digest(folder / name) == expected:
+        if (folder / name).exists() and sha256_of(folder / name) == expected:
             settled[DIGESTS[name]] = expected
     return settled
 

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from vitrail.kit.preprocess import HALF
 from vitrail.models.base import ImageClassifier
+from vitrail.models.hybrid import HybridConfig
 from vitrail.models.vit import FIXED_TABLES, ViTConfig
 from vitrail.weights.rules import Reading, Rule, to_theirs
 
@@ -32,6 +33,12 @@ NUMERICS = {
 
 def recognise(tensors: Mapping[str, Tensor], config: Any) -> Reading | None:
     """What a Google file of the plain ViT holds; None where this is no such file or model."""
+    hybrid = any(re.search(r"(^|/)conv_root/kernel$", name) for name in tensors)
+    return None if hybrid or isinstance(config, HybridConfig) else read_plain(tensors, config)
+
+
+def read_plain(tensors: Mapping[str, Tensor], config: Any) -> Reading | None:
+    """The same, whatever stands before the Transformer."""
     prefix = next((p for p in PREFIXES if f"{p}embedding/kernel" in tensors), None)
     if prefix is None or not isinstance(config, ViTConfig):
         return None
@@ -66,7 +73,7 @@ def rules(config: ViTConfig, newer: bool) -> list[Rule]:
     block = "Transformer/encoderblock_{i}/"
     position = "pos_embedding" if newer else "Transformer/posembed_input/pos_embedding"
     return [
-        Rule("embedding/kernel", "patch_embed.proj.weight", _hwio_to_oihw, _oihw_to_hwio),
+        Rule("embedding/kernel", "patch_embed.proj.weight", hwio_to_oihw, oihw_to_hwio),
         Rule("embedding/bias", "patch_embed.proj.bias"),
         Rule("cls", "cls_token"),
         Rule(position, "pos_embed"),
@@ -112,11 +119,12 @@ def write_npz(model: ImageClassifier, path: Path | str) -> None:
     }
     theirs = to_theirs(rules(config, newer), tensors)
     prefix = "params/" if newer else ""
-    arrays: dict[str, Any] = {prefix + name: _numpy(theirs[name]) for name in sorted(theirs)}
+    arrays: dict[str, Any] = {prefix + name: to_numpy(theirs[name]) for name in sorted(theirs)}
     np.savez(Path(path), **arrays)
 
 
-def _numpy(tensor: Tensor) -> np.ndarray:
+def to_numpy(tensor: Tensor) -> np.ndarray:
+    """A tensor as an array of float32, or of float64 where it is that."""
     tensor = tensor.detach().cpu()
     return (tensor if tensor.dtype == torch.float64 else tensor.float()).contiguous().numpy()
 
@@ -132,12 +140,14 @@ def _unstack(plain: dict[str, Tensor], names: dict[str, str]) -> None:
             names[f"Transformer/encoderblock_{i}/{rest}"] = f"{name}[{i}]"
 
 
-def _hwio_to_oihw(kernel: Tensor) -> Tensor:
+def hwio_to_oihw(kernel: Tensor) -> Tensor:
+    """Google's order of a convolution's axes to torch's; another number of axes is a ValueError."""
     _check_axes(kernel, 4, "rows, columns, in, out")
     return kernel.permute(3, 2, 0, 1)
 
 
-def _oihw_to_hwio(weight: Tensor) -> Tensor:
+def oihw_to_hwio(weight: Tensor) -> Tensor:
+    """Torch's order of a convolution's axes to Google's."""
     return weight.permute(2, 3, 1, 0)
 
 

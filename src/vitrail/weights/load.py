@@ -18,7 +18,21 @@ from vitrail.kit.preprocess import Preprocessing
 from vitrail.models import zoo
 from vitrail.models.base import ImageClassifier
 from vitrail.models.parts import ACTIVATIONS, Mlp, ScaledAttention
-from vitrail.weights import google, timm
+from vitrail.models.vit import ViTConfig
+from vitrail.weights import (
+    botnet,
+    cvt,
+    facebook,
+    google,
+    google_resnets,
+    pvt,
+    t2t,
+    timm,
+    timm_resnets,
+    torchvision_vit,
+    transformers_bit,
+    transformers_vit,
+)
 from vitrail.weights.fit import fit_tensors, ready_tensors
 from vitrail.weights.read import open_checkpoint
 from vitrail.weights.report import LoadReport
@@ -27,28 +41,59 @@ from vitrail.weights.unwrap import Checkpoint
 
 Source = Path | str | Mapping[str, Any]
 
-FAMILIES = (google.recognise, timm.recognise)
-NUMERICS = ("activation", "norm_eps", "attention_scale", "position_resize")
+FAMILIES = (
+    google.recognise,
+    google_resnets.recognise,
+    facebook.recognise,
+    timm.recognise,
+    transformers_vit.recognise,
+    transformers_bit.recognise,
+    torchvision_vit.recognise,
+    timm_resnets.recognise,
+    pvt.recognise,
+    botnet.recognise,
+    cvt.recognise,
+    cvt.recognise_transformers,
+    t2t.recognise,
+)
+NUMERICS = (
+    "activation",
+    "norm_eps",
+    "embed_norm_eps",
+    "attention_scale",
+    "position_resize",
+    "standardize_eps",
+    "standardize_eps_on",
+    "group_norm_eps",
+)
+
+# Authors whose names are ours: a mapping of these may be theirs or ours.
+NAMED_AS_OURS = ("cvt", "pvt", "t2t")
 
 # A name, or the beginning of one, that gives away a family which is not read yet.
 FOREIGN = {
-    "conv_root/kernel": "a hybrid of ResNet and ViT",
-    "resnet/root_block/": "BiT",
     "stem/conv/kernel": "an MLP-Mixer",
-    "vit.embeddings.": "transformers' ViT",
-    "embeddings.patch_embeddings.": "transformers' ViT",
-    "conv_proj.": "torchvision's ViT",
-    "layer1.0.conv1.": "a ResNet",
-    "stages.0.blocks.0.": "a network of stages",
-    "decoder_embed.": "a masked autoencoder with its decoder",
-    "mask_token": "a self-supervised ViT with its mask token",
-    "dist_token": "a distilled DeiT",
     "visual.": "CLIP",
     "class_embedding": "CLIP",
-    "norm_pre.": "CLIP",
-    "stage0.": "CvT",
+}
+# The same of families that are read, where the file is for another model than the one at hand.
+ELSEWHERE = {
+    "vit.embeddings.": "transformers' ViT",
+    "deit.embeddings.": "transformers' DeiT",
+    "dinov2.embeddings.": "transformers' DINOv2",
+    "dinov2_with_registers.embeddings.": "transformers' DINOv2",
+    "conv_proj.": "torchvision's ViT",
+    "dist_token": "a distilled DeiT",
+    "conv_root/kernel": "a hybrid of ResNet and ViT",
+    "resnet/root_block/": "BiT",
+    "layer1.0.conv1.": "a ResNet",
+    "stage0.patch_embed.": "CvT",
     "tokens_to_token.": "T2T-ViT",
+    "cvt.encoder.": "transformers' CvT",
     "patch_embed1.": "PVT",
+    "pvt.encoder.": "transformers' PVT",
+    "bit.embedder.": "transformers' BiT",
+    "stages.0.blocks.0.": "a network of stages",
 }
 
 
@@ -109,7 +154,11 @@ def load_checkpoint(
                 own.copy_(ready[name])
     model.preprocessing = report.preprocessing
     labels = checkpoint.about.get("labels") or checkpoint.timm.get("labels")
-    if labels and f"{model.head_name}.weight" in report.matched and len(labels) == model.num_classes:
+    if (
+        labels
+        and f"{model.head_name}.weight" in report.matched
+        and len(labels) == model.num_classes
+    ):
         model.set_labels(labels)
     return report
 
@@ -142,7 +191,7 @@ def set_numerics(model: ImageClassifier, wanted: Mapping[str, Any]) -> dict[str,
     """Change how a built model computes, its config with it.
 
     Args:
-        wanted: any of activation, norm_eps, attention_scale, position_resize.
+        wanted: any of the config's fields in `NUMERICS`.
 
     Returns:
         The fields that changed, each with (old, new).
@@ -157,6 +206,7 @@ def set_numerics(model: ImageClassifier, wanted: Mapping[str, Any]) -> dict[str,
             part.eps = model.config.norm_eps
         elif isinstance(part, ScaledAttention) and "attention_scale" in changes:
             part.rescale(model.config.attention_scale)
+    model.apply_numerics()
     return changes
 
 
@@ -165,6 +215,8 @@ def _roots(model: ImageClassifier, fresh: str | Sequence[str]) -> tuple[str, ...
     roots = (fresh,) if isinstance(fresh, str) else tuple(fresh)
     if not any(under(name, ["head"]) for name in own):  # "head" is every family's word for it
         roots = tuple(model.head_name if root == "head" else root for root in roots)
+    if "head" in roots and any(under(name, ["head_dist"]) for name in own):
+        roots = (*roots, "head_dist")
     for root in roots:
         if not any(under(name, [root]) for name in own):
             near = did_you_mean(root, [*own, *{name.rsplit(".", 1)[0] for name in own}])
@@ -187,11 +239,29 @@ def _recognise(checkpoint: Checkpoint, model: ImageClassifier) -> Reading:
         reading = recognise(names, model.config)
         if reading is None:
             continue
-        if reading.family == "timm":
-            said = {} if checkpoint.live else checkpoint.timm.get("numerics", reading.numerics)
-            reading.numerics = said
-            reading.preprocessing = checkpoint.timm.get("preprocessing", {})
+        if reading.family == "timm" and type(model.config) is ViTConfig:
+            whose = facebook.named_as(names, checkpoint.wrappers, checkpoint.name)
+            if whose is not None:
+                reading = facebook.reading_of(whose, names, model.config)
+                reading.numerics = {} if checkpoint.live else reading.numerics
+        if reading.family in ("timm", "transformers"):  # what a config.json beside them says
+            said = {**reading.numerics, **checkpoint.timm.get("numerics", {})}
+            live = checkpoint.live and reading.family == "timm"
+            reading.numerics = {} if live else said
+            beside = checkpoint.timm.get("preprocessing", {})
+            reading.preprocessing = {**reading.preprocessing, **beside}
+        elif reading.family in NAMED_AS_OURS and checkpoint.live:
+            reading.numerics = {}  # it may as well be a state dict of ours
+            if set(names) <= set(model.state_dict()):
+                reading.rules, reading.notes = timm.IDENTITY, ()
         return reading
+    for start, what in ELSEWHERE.items():
+        if any(name.startswith(start) or f"/{start}" in name for name in names):
+            raise WeightsError(
+                f"{checkpoint.name} holds the weights of {what}, which do not go into this model "
+                f"of the family {zoo.describe(model)['family']!r}: create theirs",
+                unexpected=list(names),
+            )
     raise WeightsError(
         f"{checkpoint.name} holds weights of a kind that this version of Vitrail does not know: "
         f"its names are like {listing(list(names), 3)}",
@@ -212,7 +282,7 @@ def _own(checkpoint: Checkpoint, model: ImageClassifier) -> Reading:
         family="vitrail",
         rules=timm.IDENTITY,
         tensors=checkpoint.tensors,
-        droppable=("pre_logits", "cls_token", "head"),
+        droppable=("pre_logits", "cls_token", "head", "fc"),
         numerics={name: config[name] for name in NUMERICS if name in config},
         resize=resize,
         resize_kept=resize,

@@ -6,14 +6,17 @@ token can be added into the token itself, and a token without a row has a row of
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from itertools import accumulate
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from vitrail.kit.grid import resize_table
-from vitrail.models.vit import FIXED_TABLES, ViTConfig
+from vitrail.models.positions import FIXED_TABLES, table_shapes
+from vitrail.models.vit import ViTConfig
 
 Grid = tuple[int, int]
 
@@ -23,7 +26,7 @@ class Positions:
     """A table that fits the model.
 
     Attributes:
-        table: [1 rows d].
+        table: [1 rows d], or [depth rows d] where every layer has its own.
         resized: what happened to the grid, in words; empty where it is the same.
         added: tokens by our names, and the rows [1 r d] to be added to them.
         notes: sentences for the report.
@@ -54,26 +57,47 @@ def fit_positions(
     table = tensors["pos_embed"]
     if table.ndim == 2:
         table = table[None]
-    if table.ndim != 3 or table.shape[0] != 1 or table.shape[2] != config.width:
-        raise ValueError(f"{list(table.shape)} in the file, [1, rows, {config.width}] in the model")
+    count = table_shapes(config)["pos_embed"][0]
+    if table.ndim != 3 or table.shape[0] != count or table.shape[2] != config.width:
+        wanted = f"[{count}, rows, {config.width}]"
+        raise ValueError(f"{list(table.shape)} in the file, {wanted} in the model")
     table = table if table.dtype == torch.float64 else table.float()
-    class_rows = int("cls_token" in tensors or config.has_class_token)
-    registers = tensors["reg_token"].shape[1] if "reg_token" in tensors else 0
-    kept = config.prefix if config.position_on_prefix else 0
-    usual = (0, class_rows, class_rows + registers)
+    in_file = {
+        "cls_token": int("cls_token" in tensors or config.has_class_token),
+        "dist_token": int("dist_token" in tensors or config.distilled),
+        "reg_token": tensors["reg_token"].shape[1] if "reg_token" in tensors else 0,
+    }
+    kept, usual = config.position_rows, (0, *accumulate(in_file.values()))
     counts = [kept, *usual] if kept in usual else [*usual]
     if alike and table.shape[1] == kept + config.grid[0] * config.grid[1]:
         grid = config.grid
     prefix, old = _layout(table.shape[1], counts, config.grid, grid)
     if config.position in FIXED_TABLES:
         return _fixed(table, config, prefix, old)
-    rows = {"cls_token": table[:, : min(prefix, class_rows)]}
-    rows["reg_token"] = table[:, rows["cls_token"].shape[1] : prefix]
+    if count > 1 and prefix != kept:
+        raise ValueError(f"{prefix} rows before the patches in the file, {kept} in the model")
+    rows = dict(
+        zip(in_file, table[:, :prefix].split(_shares(prefix, in_file.values()), dim=1), strict=True)
+    )
     fitted = Positions(resize_table(table[:, prefix:], old, config.grid, how))
     if old != config.grid:
         fitted.resized = f"{old[0]}x{old[1]} -> {config.grid[0]}x{config.grid[1]}, {how}"
     _fit_prefix(fitted, rows, config)
     return fitted
+
+
+def with_class_row(config: ViTConfig) -> Callable[[Tensor], Tensor]:
+    """For a format whose class token always has a row: a row of zeros, where our table has none."""
+    bare = config.has_class_token and not config.position_on_prefix
+    return (lambda table: F.pad(table, (0, 0, 1, 0))) if bare else (lambda table: table)
+
+
+def _shares(prefix: int, counts: Iterable[int]) -> list[int]:
+    """How many of the rows before the patches each kind of token has, the first ones first."""
+    shares: list[int] = []
+    for count in counts:
+        shares.append(min(count, prefix - sum(shares)))
+    return shares
 
 
 def _layout(rows: int, counts: list[int], own: Grid, grid: Grid | None) -> tuple[int, Grid]:
@@ -92,7 +116,11 @@ def _layout(rows: int, counts: list[int], own: Grid, grid: Grid | None) -> tuple
 
 
 def _fit_prefix(fitted: Positions, rows: dict[str, Tensor], config: ViTConfig) -> None:
-    wanted = {"cls_token": int(config.has_class_token), "reg_token": config.registers}
+    wanted = {
+        "cls_token": int(config.has_class_token),
+        "dist_token": int(config.distilled),
+        "reg_token": config.registers,
+    }
     head = []
     for name, count in wanted.items():
         found = rows[name]
@@ -100,7 +128,7 @@ def _fit_prefix(fitted: Positions, rows: dict[str, Tensor], config: ViTConfig) -
             fitted.notes.append(f"the model has no {name}: the file's row for it is left out")
         elif config.position_on_prefix and count:
             if not found.shape[1]:
-                found = torch.zeros(1, count, config.width, dtype=fitted.table.dtype)
+                found = torch.zeros(len(found), count, config.width, dtype=fitted.table.dtype)
                 fitted.notes.append(f"the file has no position for {name}: it is zero")
             head.append(found)
         elif found.shape[1]:

@@ -23,7 +23,8 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from vitrail.kit.errors import Error, WeightsError, did_you_mean, listing
-from vitrail.weights import timm
+from vitrail.kit.files import sha256_of
+from vitrail.weights import timm, transformers_vit
 from vitrail.weights.unwrap import Checkpoint, to_tensor, unwrapped
 
 MODEL_FILE, BEST_FILE = "model.safetensors", "best.safetensors"
@@ -54,8 +55,7 @@ def open_checkpoint(source: Path | str | Mapping[str, Any], which: str = "final"
     if "vitrail" in config:
         return open_model_folder(path, which)
     checkpoint = _open_loose_folder(path)
-    if config:
-        checkpoint.timm = timm.read_config(config)
+    checkpoint.timm = _said_beside(path, config)
     return checkpoint
 
 
@@ -114,6 +114,14 @@ def read_section(folder: Path | str) -> dict[str, Any]:
     )
 
 
+def _said_beside(path: Path, config: Mapping[str, Any]) -> dict[str, Any]:
+    """What the JSON files of another library's folder say of its weights."""
+    if "model_type" not in config:
+        return timm.read_config(config) if config else {}
+    processor = path / "preprocessor_config.json"
+    return transformers_vit.read_config(config, _json(processor) if processor.exists() else {})
+
+
 def open_model_folder(path: Path, which: str = "final") -> Checkpoint:
     """The weights of a model folder, checked against the hash in its `config.json`.
 
@@ -133,7 +141,7 @@ def open_model_folder(path: Path, which: str = "final") -> Checkpoint:
             other = f"; it has {BEST_FILE}, which which='best' opens (did the run end?)"
         raise Error(f"{path} has a config.json but no {name}{other}")
     recorded = [about.get(DIGESTS[name]), about.get("incoming", {}).get(name)]
-    if any(recorded) and digest(file) not in recorded:
+    if any(recorded) and sha256_of(file) not in recorded:
         raise Error(
             f"{file} is damaged or was replaced: its sha256 is not the one in "
             f"{path / 'config.json'}; take another copy of the folder"
@@ -154,17 +162,37 @@ def labels_of(source: Path | str) -> list[str] | None:
         if not (path / "config.json").exists():
             return None
         config = read_config(path)
-        said = config["vitrail"] if "vitrail" in config else timm.read_config(config)
+        said = config["vitrail"] if "vitrail" in config else _said_beside(path, config)
         return said.get("labels")
     with path.open("rb") as file:
         head = file.read(9)
     return _read_safetensors(path)[1].get("labels") if head[8:] == b"{" else None
 
 
-def digest(path: Path) -> str:
-    """The sha256 of a file, in hexadecimal."""
+def fingerprint_of(source: Path | str) -> str:
+    """One hash over all weight files of a source, by their contents.
+
+    Raises:
+        Error: there is no such source.
+    """
+    path = existing(source)
+    files = sorted(path.glob("*.safetensors")) if path.is_dir() else [path]
+    return hashlib.sha256("".join(map(sha256_of, files)).encode()).hexdigest()
+
+
+def description_of(source: Path | str) -> dict[str, Any] | None:
+    """What our own folder or file says of its model (family, config, name), or None for others.
+
+    Raises:
+        Error: nothing there, or a description that cannot be read.
+    """
+    path = existing(source)
+    if path.is_dir():
+        config = read_config(path) if (path / "config.json").exists() else {}
+        return config.get("vitrail")
     with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        head = file.read(9)
+    return (_read_safetensors(path)[1] or None) if head[8:] == b"{" else None
 
 
 def _check_format(about: Any, where: Path) -> None:

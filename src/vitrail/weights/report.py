@@ -13,7 +13,8 @@ class LoadReport:
 
     Attributes:
         source: the file or folder.
-        family: whose file it is: ``google big_vision timm vitrail``.
+        family: whose file it is: ``google big_vision timm transformers torchvision cvt t2t pvt
+            deit mae dino dinov2 vitrail``.
         matched: our names, loaded as they are.
         resized: our names, loaded after a resize (position tables).
         dropped: the file's names that were not used.

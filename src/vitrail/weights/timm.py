@@ -1,11 +1,11 @@
 """timm's state dicts of the plain ViT, and what timm calls one of our models.
 
-Our names are timm's, so the rules are nearly the identity; what differs is DeiT-III's older
-spelling of LayerScale. A bare state dict does not say which activation, eps or pixel statistics
-go with it: timm keeps those with the model's name, and a timm folder in its `config.json`.
+Our names are timm's, so the one rule is the identity. A bare state dict does not say which
+activation, eps or pixel statistics go with it: timm keeps those with the model's name, and a timm
+folder in its `config.json`.
 """
 
-import re
+import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
@@ -13,7 +13,9 @@ from torch import Tensor
 
 from vitrail.kit.preprocess import Preprocessing
 from vitrail.models.base import height_width
+from vitrail.models.hybrid import HybridConfig
 from vitrail.models.vit import SIZES, ViTConfig
+from vitrail.models.vit_variants import CLIPS, DEIT, VARIANTS
 from vitrail.weights.rules import Reading, Rule
 
 NUMERICS = {
@@ -22,12 +24,12 @@ NUMERICS = {
     "attention_scale": "head",
     "position_resize": "bicubic_antialias",
 }
+STANDARDIZED_NUMERICS = {  # of BiT's ResNets and of the hybrids
+    "standardize_eps": 1e-8,
+    "standardize_eps_on": "variance",
+    "group_norm_eps": 1e-5,
+}
 IDENTITY = [Rule("{name}", "{name}")]
-DEIT3 = [
-    Rule("blocks.{i}.gamma_1", "blocks.{i}.ls1.gamma"),
-    Rule("blocks.{i}.gamma_2", "blocks.{i}.ls2.gamma"),
-    *IDENTITY,
-]
 
 # timm's architectures of the plain ViT whose arguments are nothing but the sizes: (size, patch)
 # to the resolutions in their names.
@@ -46,7 +48,8 @@ ARCHITECTURES = {
     ("giant", 14): (224,),
     ("gigantic", 14): (224,),
 }
-POOLS = {"token": "token", "mean": "avg", "map": "map", "none": ""}
+DISTILLED = {(size, 16): sides for size, sides in DEIT.items()}
+POOLS = {"token": "token", "mean": "avg", "map": "map", "none": "", "token_mean": "token"}
 CROP_MODES = {"crop": "center", "squash": "squash", "letterbox": "border"}
 
 
@@ -54,13 +57,26 @@ def recognise(tensors: Mapping[str, Tensor], config: Any) -> Reading | None:
     """What a state dict in timm's names holds; None where this is none, or not for this model."""
     if "patch_embed.proj.weight" not in tensors or not isinstance(config, ViTConfig):
         return None
-    deit3 = any(re.fullmatch(r"blocks\.\d+\.gamma_1", name) for name in tensors)
+    numerics, notes = dict(NUMERICS), []
+    if isinstance(config, HybridConfig):
+        numerics |= STANDARDIZED_NUMERICS
+    if "norm_pre.weight" in tensors:
+        numerics["norm_eps"] = 1e-5
+    if config.gated_mlp:
+        numerics["activation"] = "silu"
+    elif "norm_pre.weight" in tensors or "attn_pool.latent" in tensors:
+        del numerics["activation"]
+        notes.append(
+            f"timm has such models with different activations: {config.activation} is the model's "
+            "own, as its name says; the file does not say"
+        )
     return Reading(
         family="timm",
-        rules=DEIT3 if deit3 else IDENTITY,
+        rules=IDENTITY,
         tensors=tensors,
         droppable=("pre_logits", "cls_token", "head"),
-        numerics=NUMERICS,
+        numerics=numerics,
+        notes=notes,
     )
 
 
@@ -77,7 +93,7 @@ def read_config(config: Mapping[str, Any]) -> dict[str, Any]:
     if size is not None:
         said["image_size"] = height_width(size if isinstance(size, int) else tuple(size))
     if arguments.get("act_layer") in ("gelu_tanh", "quick_gelu", "relu", "silu"):
-        said["numerics"] = {**NUMERICS, "activation": arguments["act_layer"]}
+        said["numerics"] = {"activation": arguments["act_layer"]}
     fits = {mode: fit for fit, mode in CROP_MODES.items()}
     fields = {
         "mean": about.get("mean"),
@@ -102,20 +118,42 @@ def architecture(config: ViTConfig) -> tuple[str, dict[str, Any], list[str]]:
         The architecture's name, the arguments that differ from it (``img_size`` always), and the
         fields that timm cannot express: where there are any, the name is ``vitrail:NAME``.
     """
+    beyond, image_size = beyond_timm(config), height_width(config.image_size)
+    if config.gated_mlp:
+        name = "vit_giant_patch14_dinov2"
+        base = ViTConfig(**VARIANTS[name][0])
+    elif config.distilled:
+        name, base = _nearest(config, DISTILLED, "deit_{}_distilled_patch{}_{}")
+        base = dataclasses.replace(base, distilled=True)
+    elif config.pre_norm and config.norm_eps == 1e-5:
+        name, base = _nearest(config, CLIPS, "vit_{}_patch{}_clip_{}")
+        base = dataclasses.replace(base, pre_norm=True)
+    else:
+        name, base = _nearest(config, ARCHITECTURES, "vit_{}_patch{}_{}")
+    arguments = {"img_size": plain_size(image_size), **_differing(config, base)}
+    return (f"vitrail:{name}" if beyond else name), arguments, beyond
+
+
+def _nearest(
+    config: ViTConfig, known: Mapping[tuple[str, int], tuple[int, ...]], written: str
+) -> tuple[str, ViTConfig]:
+    """The known architecture nearest to a config: its name and its own config."""
     dims = {"depth": config.depth, "width": config.width, "heads": config.heads}
     sizes = [name for name, size in SIZES.items() if dims.items() <= size.items()]
     size = next((name for name in sizes if SIZES[name]["mlp_width"] == config.mlp_width), "base")
     patch_size = config.patch_size
-    if (size, patch_size) not in ARCHITECTURES:
-        patch_size = next((p for s, p in ARCHITECTURES if s == size), 16)
-        size = size if (size, patch_size) in ARCHITECTURES else "base"
-    resolutions = ARCHITECTURES[size, patch_size]
+    if (size, patch_size) not in known:
+        patch_size = next((p for s, p in known if s == size), 16)
+        size = size if (size, patch_size) in known else "base"
     image_size = height_width(config.image_size)
+    resolutions = known[size, patch_size]
     shown = next((side for side in resolutions if image_size == (side, side)), resolutions[0])
-    name = f"vit_{size}_patch{patch_size}_{shown}"
-    arguments = {"img_size": _plain(image_size), **_arguments(config, size, patch_size)}
-    beyond = _beyond(config)
-    return (f"vitrail:{name}" if beyond else name), arguments, beyond
+    return written.format(size, patch_size, shown), _plain(size, patch_size)
+
+
+def _plain(size: str, patch_size: int) -> ViTConfig:
+    fields: dict[str, Any] = {**SIZES[size], "patch_size": patch_size, "image_size": patch_size}
+    return ViTConfig(**fields)
 
 
 def pretrained_cfg(
@@ -137,36 +175,43 @@ def pretrained_cfg(
     return record if labels is None else {**record, "label_names": labels}
 
 
-def _plain(size: tuple[int, int]) -> int | list[int]:
+def plain_size(size: tuple[int, int]) -> int | list[int]:
+    """A size as timm takes it: one number for a square."""
     return size[0] if size[0] == size[1] else list(size)
 
 
-def _arguments(config: ViTConfig, size: str, patch_size: int) -> dict[str, Any]:
+def vit_arguments(config: ViTConfig, size: str, patch_size: int) -> dict[str, Any]:
     """timm's arguments that differ from those of ``vit_{size}_patch{patch_size}``."""
-    named = SIZES[size]
+    return _differing(config, _plain(size, patch_size))
+
+
+def _differing(config: ViTConfig, base: ViTConfig) -> dict[str, Any]:
+    """timm's arguments that differ from those of an architecture."""
+    ours, theirs = _all_arguments(config), _all_arguments(base)
+    theirs["fc_norm"] = config.pool == "mean"  # what timm makes of None
+    return {name: value for name, value in ours.items() if value != theirs[name]}
+
+
+def _all_arguments(config: ViTConfig) -> dict[str, Any]:
     fixed = config.position != "none"
-    wanted = {
-        # ours, what the named architecture has
-        "patch_size": (config.patch_size, patch_size),
-        "embed_dim": (config.width, named["width"]),
-        "depth": (config.depth, named["depth"]),
-        "num_heads": (config.heads, named["heads"]),
-        "mlp_ratio": (
-            _ratio(config.mlp_width, config.width),
-            _ratio(named["mlp_width"], named["width"]),
-        ),
-        "in_chans": (config.in_channels, 3),
-        "global_pool": (POOLS[config.pool], "token"),
-        "class_token": (config.has_class_token, True),
-        "fc_norm": (config.norm_after_pool, config.pool == "mean"),
-        "reg_tokens": (config.registers, 0),
-        "no_embed_class": (fixed and config.prefix > 0 and not config.position_on_prefix, False),
-        "pos_embed": ("learn" if fixed else "none", "learn"),
-        "qkv_bias": (config.qkv_bias, True),
-        "init_values": (config.layer_scale, None),
-        "act_layer": (config.activation, "gelu"),
+    return {
+        "patch_size": config.patch_size,
+        "embed_dim": config.width,
+        "depth": config.depth,
+        "num_heads": config.heads,
+        "mlp_ratio": _ratio(config.mlp_width * (1 + config.gated_mlp), config.width),
+        "in_chans": config.in_channels,
+        "global_pool": POOLS[config.pool],
+        "class_token": config.has_class_token,
+        "fc_norm": config.norm_after_pool,
+        "reg_tokens": config.registers,
+        "no_embed_class": fixed and config.prefix > 0 and not config.position_on_prefix,
+        "pos_embed": "learn" if fixed else "none",
+        "pre_norm": config.pre_norm,
+        "qkv_bias": config.qkv_bias,
+        "init_values": config.layer_scale,
+        "act_layer": config.activation,
     }
-    return {name: ours for name, (ours, theirs) in wanted.items() if ours != theirs}
 
 
 def _ratio(hidden: int, width: int) -> float:
@@ -175,14 +220,25 @@ def _ratio(hidden: int, width: int) -> float:
     return ratio if int(width * ratio) == hidden else (hidden + 0.5) / width
 
 
-def _beyond(config: ViTConfig) -> list[str]:
+def beyond_timm(config: ViTConfig) -> list[str]:
     """The fields that change the logits and that timm's ViT has no argument for."""
-    usual = {"pre_logits": False, "attention_scale": "head", "norm_eps": 1e-6}
+    clip = config.pre_norm and not (config.gated_mlp or config.distilled)
+    eps = config.norm_eps if clip and config.norm_eps == 1e-5 else 1e-6
+    usual = {"pre_logits": False, "attention_scale": "head", "norm_eps": eps}
+    if config.position not in ("none", "relative"):
+        usual["position_at"] = "input"
     beyond = [
         f"{name}={getattr(config, name)!r}"
         for name, value in usual.items()
         if getattr(config, name) != value
     ]
+    if config.position in ("learned2d", "relative"):
+        beyond.append(f"position={config.position!r}")
+    if config.pool == "token_mean":
+        beyond.append("pool='token_mean'")
+    plain = config.position_on_prefix and config.position != "none" and not config.registers
+    if config.distilled and not plain:
+        beyond.append("distilled=True beside registers or without positions of the tokens")
     if config.layer_scale == 0:
         beyond.append("layer_scale=0.0")
     return beyond

@@ -25,7 +25,8 @@ class Checkpoint:
         unread: other things in the file, by name.
         about: the ``vitrail`` section of a model folder or file: family, config, preprocessing,
             labels.
-        timm: what a timm `config.json` beside the weights says (`timm.read_config`).
+        timm: what timm's or transformers' `config.json` beside the weights says (their
+            `read_config`).
         live: tensors handed over in memory, which no publisher stands behind.
     """
 

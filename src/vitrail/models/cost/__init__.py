@@ -2,8 +2,8 @@
 
 Everything is counted from the configuration, layer by layer, so nothing is run and a model on the
 meta device will do. Each family has a function that writes down its layers, in a file of its own
-(`FAMILIES`); the models know nothing of it. Names are those of the state dict where a layer has parameters and
-those of the tape where it has none.
+(`FAMILIES`); the models know nothing of it. Names are those of the state dict where a layer has
+parameters and those of the tape where it has none.
 
 Multiply-adds are those of the matrix products (convolutions, linear layers, both products of
 attention); softmax, norms, activations, biases and residual sums are not counted, as in the
@@ -14,6 +14,8 @@ Activations are the elements that autograd keeps of one image's forward pass for
 all parameters being trained and attention fused:
     linear, convolution     its input
     LayerNorm               its input, and 2 numbers (mean, deviation) a token
+    GroupNorm, BatchNorm    its input (GroupNorm: and 2 numbers a group)
+    max-pooling             its input, and 8 bytes for each place found
     attention               queries, keys, values, its output, and 1 number a head and query
     activation function     its input (quick_gelu: twice; relu: its output, which is the next
                             layer's input and already counted there)
@@ -30,21 +32,36 @@ from typing import Any
 
 from vitrail.kit.errors import Error
 from vitrail.models.base import ImageClassifier, ModelConfig, Size, height_width
+from vitrail.models.bit_resnet import BiTConfig
+from vitrail.models.botnet import BoTNetConfig
 from vitrail.models.cost.anatomy import Anatomy, Layer
+from vitrail.models.cost.bit_resnet import bit_layers
+from vitrail.models.cost.botnet import botnet_layers
 from vitrail.models.cost.cvt import cvt_layers
+from vitrail.models.cost.hybrid import hybrid_layers
 from vitrail.models.cost.pvt import pvt_layers, pvt_v2_layers
+from vitrail.models.cost.resnet import resnet_layers
+from vitrail.models.cost.t2t import t2t_layers
 from vitrail.models.cost.vit import vit_layers
 from vitrail.models.cvt import CvTConfig
+from vitrail.models.hybrid import HybridConfig
 from vitrail.models.pvt import PVTConfig
 from vitrail.models.pvt_v2 import PVTv2Config
+from vitrail.models.resnet import ResNetConfig
+from vitrail.models.t2t import T2TConfig
 from vitrail.models.vit import ViTConfig
 
 __all__ = ["Anatomy", "Cost", "Layer", "cost"]
 
 FAMILIES: dict[type, Callable[[Any, tuple[int, int]], list[Layer]]] = {
     ViTConfig: vit_layers,
+    HybridConfig: hybrid_layers,
+    ResNetConfig: resnet_layers,
+    BiTConfig: bit_layers,
     CvTConfig: cvt_layers,
+    T2TConfig: t2t_layers,
     PVTConfig: pvt_layers,
+    BoTNetConfig: botnet_layers,
     PVTv2Config: pvt_v2_layers,
 }
 

@@ -76,6 +76,16 @@ class Anatomy(list[Layer]):
         kept = prod(tokens) * (width + 2)
         self.add(name, (*tokens, width), parameters=2 * width, activations=kept)
 
+    def group_norm(self, name: str, grid: tuple[int, int], width: int, groups: int) -> None:
+        """A GroupNorm of a map; a mean and a deviation for each group."""
+        kept = prod(grid) * width + 2 * groups
+        self.add(name, (*grid, width), parameters=2 * width, activations=kept)
+
+    def batch_norm(self, name: str, grid: tuple[int, int], width: int) -> None:
+        """A BatchNorm of a map, whose statistics are the batch's."""
+        kept = prod(grid) * width
+        self.add(name, (*grid, width), parameters=2 * width, activations=kept)
+
     def attention(self, name: str, heads: int, queries: int, keys: int, width: int) -> None:
         """The two products of attention: queries with keys, weights with values."""
         kept = 2 * queries * width + 2 * keys * width + heads * queries
@@ -88,10 +98,12 @@ class Anatomy(list[Layer]):
         widths: tuple[int, int],
         activation: str,
         dropout: bool = False,
+        gated: bool = False,
     ) -> None:
-        """Linear, activation, linear, on tokens of ``widths`` (outside, inside)."""
+        """Linear, activation, linear, on tokens of ``widths`` (outside, inside); `parts.Mlp`."""
         width, hidden = widths
         outside, inside = prod(tokens) * width, prod(tokens) * hidden
         kept = inside * (1 + KEPT_BY_ACTIVATION[activation]) + dropout * (inside + outside)
-        self.linear(f"{name}.fc1", tokens, width, hidden, kept=outside)
+        kept += 2 * inside * gated  # the gate once it is activated, and what it lets through
+        self.linear(f"{name}.fc1", tokens, width, hidden * (1 + gated), kept=outside)
         self.linear(f"{name}.fc2", tokens, hidden, width, kept=kept)

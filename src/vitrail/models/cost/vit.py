@@ -2,37 +2,41 @@
 
 from math import prod
 
-from vitrail.kit.grid import check_divides
 from vitrail.models.cost.anatomy import Anatomy, Layer
+from vitrail.models.positions import FIXED_TABLES, table_shapes
 from vitrail.models.vit import ViTConfig
 
 
 def vit_layers(config: ViTConfig, size: tuple[int, int]) -> list[Layer]:
     """The layers of a plain ViT for pictures of a size (height, width)."""
     c = config
-    check_divides(size, c.patch_size)
-    grid = (size[0] // c.patch_size, size[1] // c.patch_size)
+    grid = c.grid_of(size)
     anatomy = Anatomy()
     anatomy.add("images", (*size, c.in_channels))
     pixels = prod(size) * c.in_channels
-    anatomy.convolution("patch_embed.proj", (c.in_channels, c.width), c.patch_size, grid, pixels)
+    channels, bias = (c.in_channels, c.width), not c.pre_norm
+    anatomy.convolution("patch_embed.proj", channels, c.patch_size, grid, pixels, bias)
+    sequence_layers(anatomy, c, grid)
+    return list(anatomy)
+
+
+def sequence_layers(anatomy: Anatomy, c: ViTConfig, grid: tuple[int, int]) -> None:
+    """From projected patches to the logits."""
     anatomy.add("patches", (prod(grid), c.width))
     _vit_tokens(anatomy, c, prod(grid))
     tokens = (prod(grid) + c.prefix,)
     for i in range(c.depth):
         _vit_block(anatomy, c, f"blocks.{i}", tokens)
     _vit_head(anatomy, c, tokens)
-    return list(anatomy)
 
 
 def _vit_tokens(anatomy: Anatomy, c: ViTConfig, patches: int) -> None:
     """From patches to the sequence that enters the blocks."""
 
     def positions(tokens: int) -> None:
-        if c.position != "none":
-            learned = c.position == "learned"
-            rows = prod(c.grid) + (c.prefix if c.position_on_prefix else 0)
-            anatomy.add("pos_embed", (tokens, c.width), parameters=rows * c.width * learned)
+        learned = c.position not in FIXED_TABLES
+        for name, shape in table_shapes(c).items():
+            anatomy.add(name, (tokens, c.width), parameters=prod(shape) * learned)
 
     if not c.position_on_prefix:
         positions(patches)
@@ -40,6 +44,9 @@ def _vit_tokens(anatomy: Anatomy, c: ViTConfig, patches: int) -> None:
     if c.has_class_token:
         tokens += 1
         anatomy.add("cls_token", (tokens, c.width), parameters=c.width)
+    if c.distilled:
+        tokens += 1
+        anatomy.add("dist_token", (tokens, c.width), parameters=c.width)
     if c.registers:
         tokens += c.registers
         anatomy.add("reg_token", (tokens, c.width), parameters=c.registers * c.width)
@@ -47,6 +54,8 @@ def _vit_tokens(anatomy: Anatomy, c: ViTConfig, patches: int) -> None:
         positions(tokens)
     if c.dropout:
         anatomy.add("embedded", (tokens, c.width), activations=tokens * c.width)
+    if c.pre_norm:
+        anatomy.norm("norm_pre", (tokens,), c.width)
 
 
 def _vit_block(anatomy: Anatomy, c: ViTConfig, name: str, tokens: tuple[int]) -> None:
@@ -64,10 +73,16 @@ def _vit_block(anatomy: Anatomy, c: ViTConfig, name: str, tokens: tuple[int]) ->
         f"{name}.attn.qkv", tokens, c.width, 3 * c.width, kept=n * c.width, bias=c.qkv_bias
     )
     anatomy.attention(f"{name}.attention", c.heads, n, n, c.width)
+    if c.position == "relative":
+        # Queries with the keys of all offsets, of which n x n are picked out; attention with a bias
+        # keeps its weights, and not the n sums of a fused one.
+        products, kept = n * (2 * n - 1) * c.width, n * c.width + c.heads * n * (3 * n - 2)
+        anatomy.add(f"{name}.offsets", (c.heads, n, 2 * n - 1), macs=products, activations=kept)
     anatomy.linear(f"{name}.attn.proj", tokens, c.width, c.width, kept=dropped)
     scaled("ls1")
     anatomy.norm(f"{name}.norm2", tokens, c.width)
-    anatomy.mlp(f"{name}.mlp", tokens, (c.width, c.mlp_width), c.activation, c.dropout > 0)
+    mlp = (c.width, c.mlp_width)
+    anatomy.mlp(f"{name}.mlp", tokens, mlp, c.activation, c.dropout > 0, c.gated_mlp)
     scaled("ls2")
 
 
@@ -80,17 +95,20 @@ def _vit_head(anatomy: Anatomy, c: ViTConfig, tokens: tuple[int]) -> None:
         _attention_pool(anatomy, c, n - c.prefix)
     left = tokens if c.pool == "none" else ()
     if c.pool != "none":
-        anatomy.add("pooled", (c.width,))
+        anatomy.add("pooled", (c.features_width,))
     if c.norm_after_pool:
-        anatomy.norm("fc_norm", left, c.width)
+        anatomy.norm("fc_norm", left, c.features_width)
     # The class token is a view of all tokens, which therefore are kept until it is used.
+    width = c.features_width
     viewed = c.pool == "token" and not c.norm_after_pool
-    kept = n * c.width if viewed else prod(left) * c.width
+    kept = n * width if viewed else prod(left) * width
     if c.pre_logits:
-        anatomy.linear("pre_logits.fc", left, c.width, c.width, kept=kept)
-        kept = prod(left) * c.width
+        anatomy.linear("pre_logits.fc", left, width, width, kept=kept)
+        kept = prod(left) * width
     if c.num_classes:
-        anatomy.linear("head", left, c.width, c.num_classes, kept=kept)
+        anatomy.linear("head", left, width, c.num_classes, kept=kept)
+    if c.num_classes and c.distilled:
+        anatomy.linear("head_dist", left, width, c.num_classes, kept=0)
 
 
 def _attention_pool(anatomy: Anatomy, c: ViTConfig, n: int) -> None:

@@ -28,8 +28,8 @@ def test_errors_are_value_errors_with_their_names():
     assert issubclass(vitrail.Error, ValueError)
     assert issubclass(vitrail.WeightsError, vitrail.Error)
     model = vitrail.create_model("vit_mu_patch8_32", num_classes=3)
+    half = {name: t for name, t in model.state_dict().items() if "norm" not in name}
     with pytest.raises(vitrail.WeightsError) as raised:
-        half = {name: t for name, t in model.state_dict().items() if "norm" not in name}
         vitrail.load_weights(model, {**half, "nonsense": model.cls_token})
     assert "norm.weight" in raised.value.missing
     assert raised.value.unexpected == ["nonsense"]
@@ -40,28 +40,15 @@ def test_training_on_arrays_from_python(tmp_path):
     labels = np.array(["dark", "light"] * 60)
     images = numbers.integers(0, 120, (120, 16, 16, 3), dtype=np.uint8)
     images[labels == "light"] += 130
-    run = vitrail.train(
-        (images, labels),
-        model="vit_mu_patch8_16",
-        out=tmp_path / "run",
-        steps=40,
-        batch_size=16,
-        set={"optim.lr": 3e-3},
-    )
+    words = {"model": "vit_mu_patch8_16", "steps": 40, "batch_size": 16, "lr": 3e-3}
+    run = vitrail.train((images, labels), out=tmp_path / "run", **words)
     assert run.top1 == 1.0
     assert run.steps == run.steps_this_run == 40
     json.dumps(run.to_json())
     classify = vitrail.Classifier(tmp_path / "run")
     (answer,) = classify(np.full((20, 30, 3), 240, np.uint8), top_k=1)
     assert answer[0][0] == "light"
-    again = vitrail.train(
-        (images, labels),
-        model="vit_mu_patch8_16",
-        out=tmp_path / "run",
-        steps=40,
-        batch_size=16,
-        set={"optim.lr": 3e-3},
-    )
+    again = vitrail.train((images, labels), out=tmp_path / "run", **words)
     assert again.steps_this_run == 0
 
 

@@ -188,3 +188,29 @@ def test_two_processes_cannot_train_in_one_folder(folder, tmp_path):
     assert "another process is training" in err
     process.kill()
     process.communicate()
+
+
+def test_weights_are_not_forgotten_by_a_kill_before_the_first_checkpoint(folder, whole, tmp_path):
+    words = ["--weights", whole, "--steps", 30, "--batch-size", 16, "--save-every", 30]
+    straight, killed = tmp_path / "straight", tmp_path / "killed"
+    call("train", folder, "--out", straight, *words)
+    process = start("train", folder, "--out", killed, *words)
+    while process.poll() is None and len(step_lines(killed)) < 3:
+        time.sleep(0.002)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    assert not list((killed / "checkpoints").glob("step-*"))
+    _, err = call("train", folder, "--out", killed, *words)
+    assert "tensors matched" in err
+    left, right = (load_file(run / "model.safetensors") for run in (straight, killed))
+    assert all(left[key].tobytes() == right[key].tobytes() for key in left)
+
+
+def test_other_weights_behind_the_same_name_are_refused(folder, whole, tmp_path):
+    start_from, out = tmp_path / "w", tmp_path / "out"
+    shutil.copytree(whole, start_from)
+    words = ["--weights", start_from / "model.safetensors", "--out", out, "--steps", 2]
+    call("train", folder, *words)
+    shutil.copy(whole / "best.safetensors", start_from / "model.safetensors")
+    _, err = call("train", folder, *words, status=2)
+    assert "weights_sha256 was" in err

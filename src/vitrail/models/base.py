@@ -175,6 +175,39 @@ def _once(norms: Sequence[_BatchNorm]) -> tuple[AbstractContextManager, Abstract
     return nullcontext(), again()
 
 
+def check_fields(
+    config: Any,
+    choices: Mapping[str, Sequence[str]] | None = None,
+    positive: Sequence[str] = (),
+    shares: Sequence[str] = ("drop_path",),
+) -> None:
+    """Check what configs of every family have in common, from their ``__post_init__``.
+
+    Args:
+        config: a frozen dataclass; an ``image_size`` of two equal sides becomes one number.
+        choices: the words that a field may be.
+        positive: fields that are at least 1, besides ``in_channels``.
+        shares: fields from 0 up to 1, without 1.
+
+    Raises:
+        Error: a value that is not as above, with the nearest word named.
+    """
+    object.__setattr__(config, "image_size", square_or_pair(config.image_size))
+    for name, allowed in (choices or {}).items():
+        value = getattr(config, name)
+        if value not in allowed:
+            near = did_you_mean(str(value), allowed) or f"; it is one of {', '.join(allowed)}"
+            raise Error(f"{name} cannot be {value!r}{near}")
+    for name in (*positive, "in_channels"):
+        if getattr(config, name) < 1:
+            raise Error(f"{name} must be at least 1, not {getattr(config, name)}")
+    for name in shares:
+        if not 0 <= getattr(config, name) < 1:
+            raise Error(f"{name} is a share from 0 up to 1, not {getattr(config, name)}")
+    if config.num_classes < 0:
+        raise Error("num_classes cannot be negative")
+
+
 def checked_config(kind: type, values: Mapping[str, Any]) -> Any:
     """Build a config dataclass from keywords.
 

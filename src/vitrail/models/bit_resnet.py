@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vitrail.kit.errors import Error
-from vitrail.models.base import FeatureMaps, ImageClassifier, Size, square_or_pair
+from vitrail.models.base import FeatureMaps, ImageClassifier, Size
 from vitrail.models.parts import DropPath, lecun_normal_
 from vitrail.models.stages import (
     Stage,
@@ -63,7 +63,6 @@ class BiTConfig:
     group_norm_eps: float = 1e-5
 
     def __post_init__(self):
-        object.__setattr__(self, "image_size", square_or_pair(self.image_size))
         check_stages(self, multiple_of=4 * GROUPS)
         if self.stem_width % GROUPS:
             raise Error(f"stem_width must be a multiple of {GROUPS}, not {self.stem_width}")

@@ -17,9 +17,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vitrail.kit.errors import Error, did_you_mean
+from vitrail.kit.errors import Error
 from vitrail.kit.grid import RESIZES, resize_table
-from vitrail.models.base import FeatureMaps, ImageClassifier, Size, height_width, square_or_pair
+from vitrail.models.base import FeatureMaps, ImageClassifier, Size, check_fields, height_width
 from vitrail.models.parts import ACTIVATIONS, DropPath, Mlp, ScaledAttention, attend
 from vitrail.models.tape import Tape, inside, record
 
@@ -84,19 +84,9 @@ class CvTConfig:
     attention_scale: str = "width"
 
     def __post_init__(self):
-        object.__setattr__(self, "image_size", square_or_pair(self.image_size))
         for name in ("depths", "widths", "heads", "mlp_ratios", "kv_strides", "projections"):
             object.__setattr__(self, name, _nested(getattr(self, name)))
-        for name, allowed in CHOICES.items():
-            value = getattr(self, name)
-            if value not in allowed:
-                near = did_you_mean(str(value), allowed) or f"; it is one of {', '.join(allowed)}"
-                raise Error(f"{name} cannot be {value!r}{near}")
-        for name in ("dropout", "drop_path"):
-            if not 0 <= getattr(self, name) < 1:
-                raise Error(f"{name} is a share from 0 up to 1, not {getattr(self, name)}")
-        if self.num_classes < 0 or self.in_channels < 1:
-            raise Error("num_classes cannot be negative, and in_channels must be at least 1")
+        check_fields(self, CHOICES, shares=("dropout", "drop_path"))
         self._check_stages()
         self.grids()
 

@@ -14,8 +14,8 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from vitrail.kit.errors import Error, did_you_mean
-from vitrail.models.base import FeatureMaps, ImageClassifier, Size, height_width, square_or_pair
+from vitrail.kit.errors import Error
+from vitrail.models.base import FeatureMaps, ImageClassifier, Size, check_fields, height_width
 from vitrail.models.parts import ACTIVATIONS, DropPath, Mlp, ScaledAttention, attend
 from vitrail.models.stages import drop_path_rates, stage_strides
 from vitrail.models.tape import Tape, inside, record
@@ -58,7 +58,6 @@ class PyramidConfig:
     embed_norm_eps: float = 1e-5
 
     def __post_init__(self):
-        object.__setattr__(self, "image_size", square_or_pair(self.image_size))
         for name in ("depths", "widths", "heads", "mlp_ratios", "reductions"):
             values = tuple(getattr(self, name))
             object.__setattr__(self, name, values)
@@ -66,19 +65,10 @@ class PyramidConfig:
                 raise Error(f"{name} has {len(values)} stages and depths has {len(self.depths)}")
             if not all(isinstance(v, int) and v > 0 for v in values):
                 raise Error(f"{name} are whole numbers from 1, not {values}")
-        for name, allowed in CHOICES.items():
-            value = getattr(self, name)
-            if value not in allowed:
-                near = did_you_mean(str(value), allowed) or f"; it is one of {', '.join(allowed)}"
-                raise Error(f"{name} cannot be {value!r}{near}")
-        for name in ("dropout", "drop_path"):
-            if not 0 <= getattr(self, name) < 1:
-                raise Error(f"{name} is a share from 0 up to 1, not {getattr(self, name)}")
+        check_fields(self, CHOICES, shares=("dropout", "drop_path"))
         for width, heads in zip(self.widths, self.heads, strict=True):
             if width % heads:
                 raise Error(f"{heads} heads do not divide a width of {width}")
-        if self.num_classes < 0 or self.in_channels < 1:
-            raise Error("num_classes cannot be negative and in_channels is at least 1")
         self.grids(height_width(self.image_size))
 
     @property

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from vitrail.kit.errors import Error, did_you_mean
-from vitrail.models.base import FeatureMaps, ImageClassifier, Size, square_or_pair
+from vitrail.models.base import FeatureMaps, ImageClassifier, Size
 from vitrail.models.parts import ACTIVATIONS, DropPath
 from vitrail.models.stages import check_stages, drop_path_rates, stage_stride, stage_strides
 from vitrail.models.tape import Tape, inside, record
@@ -45,7 +45,6 @@ class ResNetConfig:
     norm_eps: float = 1e-5
 
     def __post_init__(self):
-        object.__setattr__(self, "image_size", square_or_pair(self.image_size))
         check_stages(self, multiple_of=4)
         if self.activation not in ACTIVATIONS:
             near = (

@@ -9,6 +9,7 @@ from typing import Any
 from torch import nn
 
 from vitrail.kit.errors import Error
+from vitrail.models.base import check_fields
 
 
 def check_stages(config: Any, multiple_of: int) -> None:
@@ -31,13 +32,7 @@ def check_stages(config: Any, multiple_of: int) -> None:
     for width in config.widths:
         if width % multiple_of:
             raise Error(f"a width must be a multiple of {multiple_of}, not {width}")
-    for name in ("stem_width", "in_channels"):
-        if getattr(config, name) < 1:
-            raise Error(f"{name} must be at least 1, not {getattr(config, name)}")
-    if config.num_classes < 0:
-        raise Error("num_classes cannot be negative")
-    if not 0 <= getattr(config, "drop_path", 0) < 1:
-        raise Error(f"drop_path is a share from 0 up to 1, not {config.drop_path}")
+    check_fields(config, positive=("stem_width",))
 
 
 def stage_stride(stage: int, index: int) -> int:

@@ -18,8 +18,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vitrail.kit.errors import Error, did_you_mean
-from vitrail.models.base import FeatureMaps, ImageClassifier, Size, height_width, square_or_pair
+from vitrail.kit.errors import Error
+from vitrail.models.base import FeatureMaps, ImageClassifier, Size, check_fields, height_width
 from vitrail.models.parts import ACTIVATIONS, Block, attend
 from vitrail.models.tape import Tape, inside, record
 
@@ -71,22 +71,14 @@ class T2TConfig:
     attention_scale: str = "head"
 
     def __post_init__(self):
-        object.__setattr__(self, "image_size", square_or_pair(self.image_size))
-        for name, allowed in CHOICES.items():
-            value = getattr(self, name)
-            if value not in allowed:
-                near = did_you_mean(str(value), allowed) or f"; it is one of {', '.join(allowed)}"
-                raise Error(f"{name} cannot be {value!r}{near}")
-        for name in ("depth", "width", "heads", "mlp_width", "token_width", "in_channels"):
-            if getattr(self, name) < 1:
-                raise Error(f"{name} must be at least 1, not {getattr(self, name)}")
-        for name in ("dropout", "token_dropout", "drop_path"):
-            if not 0 <= getattr(self, name) < 1:
-                raise Error(f"{name} is a share from 0 up to 1, not {getattr(self, name)}")
+        check_fields(
+            self,
+            CHOICES,
+            positive=("depth", "width", "heads", "mlp_width", "token_width"),
+            shares=("dropout", "token_dropout", "drop_path"),
+        )
         if self.width % self.heads:
             raise Error(f"{self.heads} heads do not divide a width of {self.width}")
-        if self.num_classes < 0:
-            raise Error("num_classes cannot be negative")
         self.grids()
 
     def grids(self, size: Grid | None = None) -> list[Grid]:

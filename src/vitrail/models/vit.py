@@ -16,15 +16,15 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
-from vitrail.kit.errors import Error, did_you_mean
+from vitrail.kit.errors import Error
 from vitrail.kit.grid import RESIZES, check_divides
 from vitrail.models import positions
 from vitrail.models.base import (
     FeatureMaps,
     ImageClassifier,
     Size,
+    check_fields,
     height_width,
-    square_or_pair,
 )
 from vitrail.models.parts import (
     ACTIVATIONS,
@@ -116,22 +116,16 @@ class ViTConfig:
     attention_scale: str = "head"
 
     def __post_init__(self):
-        object.__setattr__(self, "image_size", square_or_pair(self.image_size))
-        for name, allowed in CHOICES.items():
-            value = getattr(self, name)
-            if value not in allowed:
-                near = did_you_mean(str(value), allowed) or f"; it is one of {', '.join(allowed)}"
-                raise Error(f"{name} cannot be {value!r}{near}")
-        for name in ("patch_size", "depth", "width", "heads", "mlp_width", "in_channels"):
-            if getattr(self, name) < 1:
-                raise Error(f"{name} must be at least 1, not {getattr(self, name)}")
-        for name in ("dropout", "drop_path"):
-            if not 0 <= getattr(self, name) < 1:
-                raise Error(f"{name} is a share from 0 up to 1, not {getattr(self, name)}")
+        check_fields(
+            self,
+            CHOICES,
+            positive=("patch_size", "depth", "width", "heads", "mlp_width"),
+            shares=("dropout", "drop_path"),
+        )
         if self.width % self.heads:
             raise Error(f"{self.heads} heads do not divide a width of {self.width}")
-        if self.num_classes < 0 or self.registers < 0:
-            raise Error("num_classes and registers cannot be negative")
+        if self.registers < 0:
+            raise Error("registers cannot be negative")
         if self.pool in ("token", "token_mean") and self.class_token is False:
             raise Error(
                 f"pool {self.pool!r} reads the class token: do not set class_token to False"

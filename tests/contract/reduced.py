@@ -79,6 +79,10 @@ def build(name: str, **changes: Any) -> ImageClassifier:
     size = smallest_size((family, tuple(fields.items())))
     model = from_config(family, {**fields, "image_size": size, **changes}).double()
     randomise(model)
+    if family == "t2t":  # by their names `randomise` takes these layers for tokens: far too large
+        for name, parameter in model.named_parameters():
+            if name.startswith("tokens_to_token.") and parameter.ndim > 1:
+                parameter.data /= parameter[0].numel() ** 0.5
     return model
 
 

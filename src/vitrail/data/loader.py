@@ -7,6 +7,9 @@ processes each batch is made whole by one of them, from the same functions: the 
 same whatever the number of workers.
 """
 
+import ctypes
+import functools
+import os
 import signal
 import sys
 from collections.abc import Generator, Iterable, Iterator
@@ -24,6 +27,8 @@ from vitrail.data.examples import Source
 from vitrail.data.transforms import Augment, needed_size
 from vitrail.kit.errors import Error
 from vitrail.kit.preprocess import Preprocessing
+
+_PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
 
 __all__ = ["Batch", "eval_batches", "order", "train_batches"]
 
@@ -245,7 +250,7 @@ def _by_workers(
             batch_size=None,  # a request is a batch already
             num_workers=workers,
             collate_fn=_unchanged,
-            worker_init_fn=_prepare_worker,
+            worker_init_fn=functools.partial(_prepare_worker, os.getpid()),
             # Its own generator: by default a loader draws its workers' seeds from torch's global
             # one, and a run with workers would then differ from one without.
             generator=torch.Generator(),
@@ -259,7 +264,13 @@ def _unchanged(fields: Any) -> Any:
     return fields
 
 
-def _prepare_worker(_worker: int) -> None:
+def _prepare_worker(parent: int, _worker: int) -> None:
     # Ctrl-C goes to the whole process group; the parent saves first and ends its workers itself.
     # (DataLoader has set one thread already.)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if sys.platform == "linux":
+        # A parent that is killed takes its workers with it. torch's own watch over the parent can
+        # leave a worker waiting for ever to hand over a batch that nobody will read.
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        if os.getppid() != parent:  # it was killed before this line
+            os._exit(1)

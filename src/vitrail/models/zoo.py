@@ -245,6 +245,12 @@ def resolve(name: str) -> tuple[str, Entry]:
     name = ALIASES.get(name, name)
     if name in ENTRIES:
         return name, ENTRIES[name]
+    base, _, size = name.rpartition("_")
+    if size.isdigit() and int(size) and base in BASES:
+        known = ENTRIES[BASES[base]]
+        return name, replace(known, config={**known.config, "image_size": int(size)})
+    if name in BASES:
+        return BASES[name], ENTRIES[BASES[name]]
     plain = re.fullmatch(r"vit_([a-z0-9]+)_patch(\d+)(?:_(\d+))?", name)
     if plain and plain[1] in vit.SIZES and int(plain[2]) > 0:
         patch_size = int(plain[2])
@@ -252,12 +258,6 @@ def resolve(name: str) -> tuple[str, Entry]:
         return f"vit_{plain[1]}_patch{patch_size}_{image_size}", _vit(
             plain[1], patch_size, image_size
         )
-    base, _, size = name.rpartition("_")
-    if size.isdigit() and int(size) and base in BASES:
-        known = ENTRIES[BASES[base]]
-        return name, replace(known, config={**known.config, "image_size": int(size)})
-    if name in BASES:
-        return BASES[name], ENTRIES[BASES[name]]
     raise Error(f"unknown model {name!r}{nearest(name) or '; `vitrail models` lists the names'}")
 
 

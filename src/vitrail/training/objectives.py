@@ -47,11 +47,12 @@ class Supervised:
     label_smoothing: float = 0.0
 
     def __call__(self, model: Callable[[Tensor], Tensor], batch: Example) -> Loss:
-        """Parts: ``accuracy``, of the batch against its (unmixed) labels."""
+        """Parts: ``accuracy``, of the batch against the heaviest label of each picture."""
         logits = model(batch.images)
         if logits.dtype in (torch.float16, torch.bfloat16):
             logits = logits.float()  # autocast: the loss is not for half precision
         target = batch.labels if batch.targets is None else batch.targets.to(logits.dtype)
         loss = F.cross_entropy(logits, target, label_smoothing=self.label_smoothing)
-        accuracy = (logits.detach().argmax(dim=-1) == batch.labels).float().mean()
+        labels = batch.labels if batch.targets is None else batch.targets.argmax(dim=-1)
+        accuracy = (logits.detach().argmax(dim=-1) == labels).float().mean()
         return Loss(loss, {"accuracy": accuracy})

@@ -17,6 +17,7 @@ from torch.autograd.graph import saved_tensors_hooks
 
 from tests.contract.reduced import CLASSES, build, pictures, shared, small_models, without_a_size
 from vitrail import Error, Tape, list_models, load_model, save_model
+from vitrail.inspection.draw import attention_maps
 from vitrail.kit.preprocess import Preprocessing
 from vitrail.models.base import height_width
 from vitrail.models.cost import cost
@@ -395,3 +396,26 @@ def test_cost_counts_every_parameter_at_full_size(name):
     with torch.device("meta"):
         model = from_config(family_of(name), ENTRIES[name].config)
     assert cost(config_of(name)).parameters == sum(p.numel() for p in model.parameters())
+
+
+@every_small
+def test_attention_is_drawn_or_refused_in_words(name):
+    model = shared(name)
+    height, width = height_width(model.image_size)
+    images = torch.randint(0, 256, (2, height, width, 3), dtype=torch.uint8)
+    if not any(key.startswith("blocks.") for key in taped(model, images)):
+        with pytest.raises(Error, match="no attention map to draw"):
+            attention_maps(model, images)
+        return
+    maps = attention_maps(model, images)
+    assert maps.shape[0] == 2
+    assert maps.ndim == 3
+    assert (maps >= 0).all()
+    assert (maps.sum((1, 2)) <= 1 + 1e-6).all()
+
+
+def taped(model, images):
+    tape = Tape(only="*.attention")
+    floats = model.preprocessing.normalize(images).to(next(model.parameters()).dtype)
+    model(floats, tape=tape)
+    return list(tape)

@@ -81,6 +81,15 @@ class T2TConfig:
             raise Error(f"{self.heads} heads do not divide a width of {self.width}")
         self.grids()
 
+    @property
+    def pool(self) -> str:
+        """What the head reads: the class token, always."""
+        return "token"
+
+    def grid_of(self, size: Grid) -> Grid:
+        """(rows, columns) of the tokens that the blocks see, for pictures of a size."""
+        return self.grids(size)[-1]
+
     def grids(self, size: Grid | None = None) -> list[Grid]:
         """(rows, columns) after each unfolding of pictures of a size, ``image_size`` by default.
 

@@ -243,21 +243,25 @@ def _made(
 def _by_workers(
     making: _Making, requests: Iterable[_Request], workers: int
 ) -> Iterator[dict[str, Any]]:
-    return iter(
-        DataLoader(
-            making,
-            sampler=requests,
-            batch_size=None,  # a request is a batch already
-            num_workers=workers,
-            collate_fn=_unchanged,
-            worker_init_fn=functools.partial(_prepare_worker, os.getpid()),
-            # Its own generator: by default a loader draws its workers' seeds from torch's global
-            # one, and a run with workers would then differ from one without.
-            generator=torch.Generator(),
-            # Forked workers share the source's memory and need no importable main module.
-            multiprocessing_context="fork" if sys.platform == "linux" else None,
-        )
+    loader = DataLoader(
+        making,
+        sampler=requests,
+        batch_size=None,  # a request is a batch already
+        num_workers=workers,
+        collate_fn=_unchanged,
+        worker_init_fn=functools.partial(_prepare_worker, os.getpid()),
+        # Its own generator: by default a loader draws its workers' seeds from torch's global one,
+        # and a run with workers would then differ from one without.
+        generator=torch.Generator(),
+        # Forked workers share the source's memory and need no importable main module.
+        multiprocessing_context="fork" if sys.platform == "linux" else None,
     )
+    # Workers are born with Ctrl-C held back, or one that comes before `_prepare_worker` ends them.
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        return iter(loader)
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _unchanged(fields: Any) -> Any:

@@ -121,7 +121,8 @@ def finish(
     unread = [f"{key} ({reason})" for key, reason in progress.skipped.items()]
     if unread:
         session.display.say(
-            f"{len(unread):,} pictures could not be read in training and were left out: "
+            f"{len(unread):,} picture{'s' * (len(unread) > 1)} could not be read in training; "
+            "left out: "
             f"{listing(unread, 3)}"
         )
     run = Run(

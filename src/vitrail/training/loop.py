@@ -29,7 +29,7 @@ from vitrail.models.base import ImageClassifier
 from vitrail.models.parts import set_drop_path_draws
 from vitrail.training.checkpoint import Checkpoints
 from vitrail.training.display import Display
-from vitrail.training.objectives import Example, Supervised
+from vitrail.training.objectives import Example
 from vitrail.training.optim import rate_at, set_rate
 from vitrail.training.output import Output
 from vitrail.training.recipe import Recipe
@@ -192,7 +192,7 @@ def take_step(session: Session, batch: Batch, began: float) -> None:
     set_rate(state.optimizer, rate)
     with engine.forward():
         example = _place(session, batch)
-        loss = Supervised(recipe.target.label_smoothing)(state.forward, example)
+        loss = state.objective(state.forward, example)
     value, norm = float(loss.value.detach()), math.nan
     if math.isfinite(value):
         engine.backward(loss.value)

@@ -24,6 +24,7 @@ from vitrail.training.checkpoint import (
 )
 from vitrail.training.ema import EMA
 from vitrail.training.engine import Engine
+from vitrail.training.objectives import Objective, Supervised
 from vitrail.training.optim import make_optimizer
 from vitrail.training.recipe import Recipe
 
@@ -72,6 +73,7 @@ class State:
         self.optimizer = make_optimizer(self.model, recipe.optim)
         self.ema = None if recipe.ema is None else EMA(self.model, recipe.ema)
         self.progress = Progress()
+        self.objective: Objective = Supervised(recipe.target.label_smoothing)
         # Compiled once here; the plain model stays for evaluation, saving and parameter names.
         self.forward = torch.compile(self.model) if recipe.compile else self.model
         self.trained = [p for p in self.model.parameters() if p.requires_grad]

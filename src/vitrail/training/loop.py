@@ -192,7 +192,7 @@ def take_step(session: Session, batch: Batch, began: float) -> None:
     set_rate(state.optimizer, rate)
     with engine.forward():
         example = _place(session, batch)
-        loss = state.objective(state.forward, example)
+        loss = state.learner(example)
     value, norm = float(loss.value.detach()), math.nan
     if math.isfinite(value):
         engine.backward(loss.value)

@@ -10,8 +10,6 @@ from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-import torch
-
 from vitrail.models.base import ImageClassifier
 from vitrail.models.parts import drop_paths
 from vitrail.models.zoo import describe
@@ -24,7 +22,7 @@ from vitrail.training.checkpoint import (
 )
 from vitrail.training.ema import EMA
 from vitrail.training.engine import Engine
-from vitrail.training.objectives import Objective, Supervised
+from vitrail.training.objectives import Learner, Supervised
 from vitrail.training.optim import make_optimizer
 from vitrail.training.recipe import Recipe
 
@@ -73,10 +71,9 @@ class State:
         self.optimizer = make_optimizer(self.model, recipe.optim)
         self.ema = None if recipe.ema is None else EMA(self.model, recipe.ema)
         self.progress = Progress()
-        self.objective: Objective = Supervised(recipe.target.label_smoothing)
-        # Compiled once here; the plain model stays for evaluation, saving and parameter names.
-        self.forward = torch.compile(self.model) if recipe.compile else self.model
-        self.trained = [p for p in self.model.parameters() if p.requires_grad]
+        objective = Supervised(recipe.target.label_smoothing)
+        self.learner = Learner(self.model, objective, recipe.compile)
+        self.trained = [p for p in self.learner.parameters() if p.requires_grad]
         self.drop_sites = len(drop_paths(self.model))
 
     def averaged(self) -> AbstractContextManager[None]:

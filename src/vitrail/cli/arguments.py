@@ -1,0 +1,55 @@
+"""What the verbs share in reading their arguments."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Sequence
+from typing import Any
+
+from vitrail.kit.errors import Error
+
+given: list[str] = []  # the words of the command that is running
+
+
+def arg(metavar: str) -> Any:
+    """How an option is shown; hints are only evaluated when a parser is built from them."""
+    import tyro
+
+    return tyro.conf.arg(metavar=metavar, help_behavior_hint="")
+
+
+def settings(pairs: Sequence[str]) -> dict[str, str]:
+    """What ``--set`` was given: KEY=VALUE words as a mapping.
+
+    Raises:
+        Error: a word without an equals sign.
+    """
+    for pair in pairs:
+        if "=" not in pair:
+            raise Error(f"--set takes KEY=VALUE, not {pair!r}")
+    return dict(pair.split("=", 1) for pair in pairs)
+
+
+def gathered(argv: list[str]) -> list[str]:
+    """All of ``--set a=1 b=2 ... --set c=3`` behind one ``--set``, so that it may be repeated."""
+    rest: list[str] = []
+    settings: list[str] = []
+    inside = first = False
+    for word in argv:
+        if word == "--set":
+            inside = first = True
+        elif word.startswith("--set="):
+            settings.append(word.removeprefix("--set="))
+            inside = True
+        elif inside and not word.startswith("-") and (first or "=" in word):
+            settings.append(word)
+            first = False
+        else:
+            inside = first = False
+            rest.append(word)
+    return [*rest, "--set", *settings] if settings else rest
+
+
+def again() -> str:
+    """This very command, to be shown as the way to go on."""
+    return shlex.join(["vitrail", *(word for word in given if word != "--overwrite")])

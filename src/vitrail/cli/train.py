@@ -1,0 +1,103 @@
+"""`vitrail train`."""
+
+from __future__ import annotations  # hints name tyro, which is imported when they are read
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from vitrail.cli.arguments import again, arg, settings
+from vitrail.cli.output import print_json
+
+
+def train(
+    data: Annotated[str, arg("DATA")],
+    /,
+    *,
+    out: Annotated[Path, arg("DIR")],
+    model: Annotated[str | None, arg("NAME")] = None,
+    weights: Annotated[str | None, arg("SOURCE")] = None,
+    recipe: Annotated[str | None, arg("NAME")] = None,
+    epochs: Annotated[float | None, arg("N")] = None,
+    steps: Annotated[int | None, arg("N")] = None,
+    batch_size: Annotated[int | None, arg("N")] = None,
+    image_size: Annotated[int | None, arg("PIXELS")] = None,
+    lr: Annotated[float | None, arg("X")] = None,
+    seed: int = 0,
+    workers: int = 0,
+    save_every: Annotated[int | None, arg("STEPS")] = None,
+    val_fraction: Annotated[float | None, arg("X")] = None,
+    device: Annotated[Literal["cpu", "cuda"] | None, arg("cpu|cuda")] = None,
+    precision: Literal["fp32", "bf16", "fp16", "fp64"] = "fp32",
+    compile: bool = False,
+    ema: Annotated[bool, arg("")] = True,
+    patience: Annotated[int | None, arg("N")] = None,
+    record_keys: bool = False,
+    dry_run: bool = False,
+    overwrite: bool = False,
+    json: bool = False,
+    set: Annotated[tuple[str, ...], arg("KEY=VALUE")] = (),
+) -> int:
+    """Train a model on labelled images; the same command again continues or does nothing.
+
+    Example: vitrail train photos/ --model vit_tiny_patch16_224 --out runs/photos
+
+    Args:
+        data: A class folder (or train/, val/, test/ of such), CSV or JSONL, or demo:fashion.
+        out: Where the model, the records and the report go. A folder of its own.
+        model: From `vitrail models`; by default that of --weights, or vit_tiny_patch16_224.
+        weights: A model folder or a checkpoint file to start from.
+        recipe: scratch, finetune (the default with --weights) or demo.
+        epochs: Length in passes over the training images; fitted to the data by default.
+        steps: Length in steps; beats --epochs.
+        batch_size: Images a step; 64 by default.
+        image_size: Pixels; the model's own by default.
+        lr: Peak learning rate; the recipe's by default.
+        seed: Of weights, order, augmentation and split.
+        workers: Processes that decode images; 0 decodes in the main one.
+        save_every: Steps between checkpoints; a tenth of the run by default, at most 500.
+        val_fraction: Share of train to validate on, where there is no val; 0.1 by default.
+        device: The best there is by default.
+        precision: Of the arithmetic.
+        compile: Run the model through torch.compile.
+        ema: Do without the average of the weights, which is what is evaluated and saved.
+        patience: Stop after this many looks at the validation set without a better one.
+        record_keys: Write the order of the images to keys.jsonl.
+        dry_run: Say what would be done, and stop.
+        overwrite: Replace the run that --out holds.
+        json: Print one JSON object on stdout at the end.
+        set: Any field of the recipe or of the model: --set model.depth=2 optim.name=sgd.
+    """
+    from vitrail.recipes.run import train as work
+
+    run = work(
+        data,
+        model=model,
+        out=out,
+        weights=weights,
+        recipe=recipe,
+        epochs=epochs,
+        steps=steps,
+        batch_size=batch_size,
+        image_size=image_size,
+        lr=lr,
+        seed=seed,
+        workers=workers,
+        save_every=save_every,
+        val_fraction=val_fraction,
+        device=device,
+        precision=precision,
+        compile=compile,
+        ema=ema,
+        patience=patience,
+        record_keys=record_keys,
+        dry_run=dry_run,
+        overwrite=overwrite,
+        set=settings(set),
+        quiet=False,
+        command=again(),
+    )
+    if json:
+        print_json(run.to_json())
+    elif run.report is not None:
+        print(run.summary())
+    return 0

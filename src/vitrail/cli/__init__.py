@@ -22,6 +22,7 @@ from vitrail.cli.demo import demo
 from vitrail.cli.evaluate import evaluate
 from vitrail.cli.models import models
 from vitrail.cli.predict import predict
+from vitrail.cli.probe import probe
 from vitrail.cli.train import train
 from vitrail.kit.errors import Error, did_you_mean
 
@@ -37,6 +38,7 @@ Vision Transformers for image classification: train, evaluate, use.
 VERBS: dict[str, Callable[..., int]] = {
     "demo": demo,
     "train": train,
+    "probe": probe,
     "evaluate": evaluate,
     "predict": predict,
     "models": models,

@@ -43,6 +43,7 @@ class Line:
     Args:
         dots: mark every point; for a handful of measurements rather than a dense curve.
         best: ring one point, the "highest" or the "lowest"; none by default.
+        low, high: as many as y: a band around the line; none by default.
     """
 
     name: str
@@ -50,6 +51,8 @@ class Line:
     y: Sequence[float]
     dots: bool = False
     best: str = ""
+    low: Sequence[float] = ()
+    high: Sequence[float] = ()
 
 
 def line_chart(
@@ -58,6 +61,7 @@ def line_chart(
     title: str,
     x_label: str = "step",
     percent: bool = False,
+    log_x: bool = False,
     size: tuple[int, int] = (440, 260),
 ) -> str:
     """Draw one to four lines over one pair of axes.
@@ -65,6 +69,7 @@ def line_chart(
     Args:
         title: says what is drawn, for a screen reader; the page prints its own caption.
         percent: y is a share 0..1 and is labelled in per cent.
+        log_x: equal ratios of x lie equally far apart; the first line's x are labelled.
         size: (width, height) in the units of the SVG; the page scales it.
 
     Returns:
@@ -89,6 +94,8 @@ def line_chart(
         axes = figure.add_subplot()
         _draw(axes, lines)
         _dress(axes, x_label, percent, legend=len(lines) > 1)
+        if log_x:
+            _spread_ratios(axes, lines[0].x)
         written = io.StringIO()
         nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
         figure.savefig(written, format="svg", metadata=nothing, transparent=True)
@@ -148,10 +155,27 @@ def _draw(axes: Any, lines: Sequence[Line]) -> None:
         # Without an end a name would push the curves out of the picture; $ begins no formula.
         label = textwrap.shorten(line.name, LONGEST_NAME, placeholder="...").replace("$", r"\$")
         axes.plot(x, y, color=color, linestyle=dash, linewidth=1.6, label=label, **marks)
+        if len(line.low):
+            axes.fill_between(x, line.low, line.high, color=color, alpha=0.16, linewidth=0)
         if line.best and np.isfinite(y).any():
             at = np.nanargmax(y) if line.best == "highest" else np.nanargmin(y)
             ring = {"marker": "o", "markersize": 9, "markerfacecolor": "none"}
             axes.plot(x[at], y[at], color=color, linestyle="", **ring)
+
+
+def _spread_ratios(axes: Any, ticks: Sequence[float]) -> None:
+    from matplotlib.ticker import FuncFormatter, NullLocator
+
+    axes.set_xscale("log")
+    # Labels of neighbours closer than this would run into each other.
+    apart = (max(ticks) / min(ticks)) ** (1 / 6)
+    shown: list[float] = []
+    for tick in sorted(ticks, reverse=True):
+        if not shown or shown[-1] / tick >= apart:
+            shown.append(tick)
+    axes.set_xticks(shown)
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:,.0f}"))
 
 
 def _dress(axes: Any, x_label: str, percent: bool, legend: bool) -> None:

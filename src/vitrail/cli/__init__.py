@@ -19,6 +19,7 @@ from collections.abc import Callable, Sequence
 from vitrail import __version__
 from vitrail.cli import arguments
 from vitrail.cli.demo import demo
+from vitrail.cli.doctor import doctor
 from vitrail.cli.evaluate import evaluate
 from vitrail.cli.models import models
 from vitrail.cli.predict import predict
@@ -41,6 +42,7 @@ VERBS: dict[str, Callable[..., int]] = {
     "probe": probe,
     "evaluate": evaluate,
     "predict": predict,
+    "doctor": doctor,
     "models": models,
 }
 

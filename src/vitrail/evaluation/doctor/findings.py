@@ -47,7 +47,7 @@ class Odd:
 
 @dataclass(frozen=True)
 class Suspect:
-    """A label that is probably wrong; the score is how much likelier the other one is, 0..1."""
+    """A label that is probably wrong; the score is how unlikely it is, 0..1."""
 
     place: Place
     suggested: str
@@ -375,9 +375,9 @@ def _find_suspects(found: Findings, features: Mapping[str, Features]) -> None:
     found.out_of_fold = float((probabilities.argmax(1) == labels).mean())
     picked, suggested = suspects(probabilities, labels)
     for i, other in zip(picked.tolist(), suggested.tolist(), strict=True):
-        score = float(probabilities[i, other] - probabilities[i, labels[i]])
+        score = 1 - float(probabilities[i, labels[i]])
         found.suspects.append(Suspect(places[i], classes[other], round(score, 4)))
 
 
 def _fit(x: np.ndarray, y: np.ndarray) -> Any:
-    return LinearProbe(solver="lbfgs", l2=10.0, iterations=100).fit(x, y).predict_proba
+    return LinearProbe(solver="lbfgs", l2=100.0, iterations=100).fit(x, y).predict_proba

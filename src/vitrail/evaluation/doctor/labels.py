@@ -17,9 +17,12 @@ FOLDS = 5
 def suspects(probabilities: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """The pictures whose label is probably wrong, the surest first.
 
-    A class's threshold is the mean probability of that class over the pictures labelled so. A
-    picture is suspected where, among the classes whose threshold it reaches, the likeliest is not
-    its label. They are ordered by how much likelier it is than the label.
+    How many there are, confident learning says: a class's threshold is the mean probability of that
+    class over the pictures labelled so, and a picture counts as mislabelled where, among the
+    classes whose threshold it reaches, the likeliest is not its label. Which ones, is said by the
+    probability of the label itself: so many with the least, of those that are taken for another
+    class. (On planted errors a fourth more of them came first than by the difference to the
+    likeliest class; cleanlab calls it pruning by self-confidence.)
 
     Args:
         probabilities: [n k], of each class, made without the picture itself.
@@ -34,11 +37,11 @@ def suspects(probabilities: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray,
     sums = np.bincount(labels, own, minlength=classes)
     thresholds = np.where(counts > 0, sums / np.maximum(counts, 1), np.inf)
     reached = np.where(probabilities >= thresholds, probabilities, -1.0)
-    suggested = reached.argmax(1)
-    places = np.flatnonzero((reached.max(1) >= 0) & (suggested != labels))
-    margin = probabilities[places, suggested[places]] - own[places]
-    order = np.argsort(-margin, kind="stable")
-    return places[order], suggested[places[order]]
+    doubted = (reached.max(1) >= 0) & (reached.argmax(1) != labels)
+    answers = probabilities.argmax(1)
+    places = np.flatnonzero(answers != labels)
+    places = places[np.argsort(own[places], kind="stable")][: int(doubted.sum())]
+    return places, answers[places]
 
 
 def folds_of(labels: np.ndarray, groups: Sequence[Sequence[int]], seed: int = 0) -> np.ndarray:

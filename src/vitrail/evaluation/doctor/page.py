@@ -12,6 +12,7 @@ from vitrail.kit.errors import Error
 from vitrail.kit.page import Page, Picture, Section, Share
 
 SHOWN = 48  # pictures or pairs of a kind
+OPEN = 12  # of them that are not folded away
 WHERE = {"": "inside of a split", "splits": "across splits", "other": "with the other set"}
 
 
@@ -85,9 +86,11 @@ def _twins(section: Section, found: Findings) -> None:
         if not pairs:
             continue
         pairs.sort(key=lambda twins: (twins.pair.exact, twins.pair.score))
-        part = section if len(pairs) <= SHOWN else section.details(f"{words}: {len(pairs):,} pairs")
         shown = [picture for twins in pairs[:SHOWN] if (picture := _pair(found, twins))]
-        part.gallery(shown, caption=f"Duplicates {words}: {len(shown)} of {len(pairs):,} pairs.")
+        caption = f"Duplicates {words}: {len(shown)} of {len(pairs):,} pairs."
+        section.gallery(shown[:OPEN], caption=caption)
+        if len(shown) > OPEN:
+            section.details(f"{len(shown) - OPEN} more").gallery(shown[OPEN:])
 
 
 def _pair(found: Findings, twins: Twins) -> Picture | None:

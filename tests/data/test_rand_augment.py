@@ -121,8 +121,9 @@ def big_vision(name, pixels, m, sign):
         "Sharpness": lambda: blend(tf_smooth(pixels), pixels, factor),
         "ShearX": lambda: projective(pixels, 1, sign * 0.03 * m, 0, 0, 1, 0),
         "ShearY": lambda: projective(pixels, 1, 0, 0, sign * 0.03 * m, 1, 0),
-        "TranslateX": lambda: projective(pixels, 1, 0, sign * 10 * m, 0, 1, 0),
-        "TranslateY": lambda: projective(pixels, 1, 0, 0, 0, 1, sign * 10 * m),
+        # These two are for pictures of 224 pixels, and shrink with ours.
+        "TranslateX": lambda: projective(pixels, 1, 0, sign * 10 * m * 48 / 224, 0, 1, 0),
+        "TranslateY": lambda: projective(pixels, 1, 0, 0, 0, 1, sign * 10 * m * 40 / 224),
     }[name]()
 
 
@@ -161,22 +162,34 @@ def test_big_visions_surprises():
     assert left == [2, 16, 64, 256]
 
 
+def test_at_their_own_size_moves_are_big_visions():
+    picture = np.zeros((224, 224, 3), np.uint8)
+    picture[120, 130] = 255
+    for name, level, place in (("TranslateX", 10, (120, 30)), ("TranslateY", 5, (70, 130))):
+        seen = tf_operations.apply(name, picture, level, 1, sample_generator(0, 0, 0))
+        assert np.argwhere(seen[..., 0] == 255).tolist() == [list(place)]
+        larger = np.pad(picture, ((0, 160), (0, 160), (0, 0)))
+        seen = tf_operations.apply(name, larger, level, 1, sample_generator(0, 0, 0))
+        assert np.argwhere(seen[..., 0] == 255).tolist() == [list(place)]
+
+
 def test_cutout_is_a_square_around_a_uniform_place():
-    white = np.full((60, 80, 3), 255, np.uint8)
+    white = np.full((240, 320, 3), 255, np.uint8)
     centres, whole = [], 0
     for i in range(400):
-        seen = tf_operations.apply("Cutout", white, 2, 1, sample_generator(0, 0, i))
+        seen = tf_operations.apply("Cutout", white, 8, 1, sample_generator(0, 0, i))
         assert set(np.unique(seen)) == {128, 255}
         rows, columns = (np.flatnonzero((seen[..., 0] == 128).any(axis)) for axis in (1, 0))
         assert (seen[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1] == 128).all()
-        assert len(rows) <= 16
-        assert len(columns) <= 16
-        if len(rows) == len(columns) == 16:
+        assert len(rows) <= 64
+        assert len(columns) <= 64
+        if len(rows) == len(columns) == 64:
             whole += 1
-            centres.append((rows[0] + 8, columns[0] + 8))
-    assert whole / 400 == pytest.approx((44 / 60) * (64 / 80), abs=0.08)
-    means = np.mean(centres, 0)
-    assert means == pytest.approx((30, 40), abs=3)
+            centres.append((rows[0] + 32, columns[0] + 32))
+    assert whole / 400 == pytest.approx((176 / 240) * (256 / 320), abs=0.08)
+    assert np.mean(centres, 0) == pytest.approx((120, 160), abs=12)
+    small = tf_operations.apply("Cutout", PIXELS * 0, 10, 1, sample_generator(0, 0, 0))
+    assert 0 < (small == 128).mean() < 0.3  # 80 of 224 pixels, and so 14 of 40
     nothing = tf_operations.apply("Cutout", white, 0, 1, sample_generator(0, 0, 0))
     np.testing.assert_array_equal(nothing, white)
 

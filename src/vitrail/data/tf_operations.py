@@ -12,6 +12,8 @@ and 20 are used). What is surprising there is so here, because the published res
   by 7, as TensorFlow's own CPU kernel does (core/kernels/cwise_ops.h), and one bit is left.
 - Color, Contrast, Brightness and Sharpness blend by 0.18 level + 0.1: level 0 is not "nothing", it
   leaves a tenth of the picture.
+Ours alone: Translate and Cutout are in pixels of a 224x224 picture, which AugReg's all are (at level
+10 they move by 100 and cover 80), and shrink with a smaller one, of which nothing would be left.
 Floats are truncated and not rounded. Where float32 rounding would decide a sum, the exact one is
 taken (Sharpness).
 """
@@ -32,7 +34,7 @@ OPERATIONS = (
 )
 SIGNED = frozenset(("Rotate", "ShearX", "ShearY", "TranslateX", "TranslateY"))
 FILL = 128
-TRANSLATE, CUTOUT = 100, 40  # pixels at level 10
+TRANSLATE, CUTOUT, MEANT_FOR = 100, 40, 224  # pixels at level 10, of a picture of so many
 
 
 def apply(
@@ -42,7 +44,7 @@ def apply(
     if name == "Cutout":
         height, width = pixels.shape[:2]
         row, column = below(generator, height), below(generator, width)
-        return cutout(pixels, row, column, int(level / 10 * CUTOUT))
+        return cutout(pixels, row, column, int(level / 10 * CUTOUT * _reach(min(height, width))))
     if name in _SIMPLE:
         return _SIMPLE[name](pixels)
     if name in _LEVELLED:
@@ -185,6 +187,10 @@ def _transformed(pixels: np.ndarray, matrix: Matrix) -> np.ndarray:
     return flat.take(place, axis=0)
 
 
+def _reach(side: int) -> float:
+    return min(1.0, side / MEANT_FOR)
+
+
 def _rounded(values: np.ndarray) -> np.ndarray:
     """To the nearest whole number, halves away from zero, as C's round."""
     return np.trunc(values + np.copysign(np.float32(0.5), values)).astype(np.int64)
@@ -209,6 +215,6 @@ _MOVING: dict[str, Callable[[int, int, float], Matrix]] = {
     "Rotate": _rotation,
     "ShearX": lambda height, width, part: (1, 0.3 * part, 0, 0, 1, 0),
     "ShearY": lambda height, width, part: (1, 0, 0, 0.3 * part, 1, 0),
-    "TranslateX": lambda height, width, part: (1, 0, TRANSLATE * part, 0, 1, 0),
-    "TranslateY": lambda height, width, part: (1, 0, 0, 0, 1, TRANSLATE * part),
+    "TranslateX": lambda height, width, part: (1, 0, TRANSLATE * part * _reach(width), 0, 1, 0),
+    "TranslateY": lambda height, width, part: (1, 0, 0, 0, 1, TRANSLATE * part * _reach(height)),
 }

@@ -11,7 +11,6 @@ from collections.abc import Callable
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from PIL import Image
 
 from vitrail.kit.preprocess import INTERPOLATIONS
@@ -100,6 +99,11 @@ BOXES: dict[str, Callable[[int, int, Range, Range, np.random.Generator], Box]] =
     "inception_tf": inception_tf_box,
 }
 
+_AVERAGING = {
+    "bilinear": torch.ops.aten._upsample_bilinear2d_aa.out,
+    "bicubic": torch.ops.aten._upsample_bicubic2d_aa.out,
+}
+
 
 def needed_size(box: Box | None, full: tuple[int, int], size: tuple[int, int]) -> int | None:
     """The shorter side at which a picture must be decoded for a crop; None: as it is.
@@ -171,9 +175,11 @@ def resized(
     """
     if image.shape[:2] == size:
         return image
-    if antialias and interpolation in ("bilinear", "bicubic"):
-        pixels = F.interpolate(planes(image), size, mode=interpolation, antialias=True)
-        return pixels[0].permute(1, 2, 0).numpy()
+    if antialias and interpolation in _AVERAGING:
+        # What `F.interpolate(antialias=True)` calls; asked directly, it leaves colours interleaved.
+        out = torch.empty((1, 3, *size), dtype=torch.uint8, memory_format=torch.channels_last)
+        _AVERAGING[interpolation](planes(image), size, False, None, None, out=out)
+        return out[0].permute(1, 2, 0).numpy()
     picture, shape, how = Image.fromarray(image), (size[1], size[0]), INTERPOLATIONS[interpolation]
     if antialias:
         return np.asarray(picture.resize(shape, how))

@@ -12,7 +12,7 @@ and 20 are used). What is surprising there is so here, because the published res
   by 7, as TensorFlow's own CPU kernel does (core/kernels/cwise_ops.h), and one bit is left.
 - Color, Contrast, Brightness and Sharpness blend by 0.18 level + 0.1: level 0 is not "nothing", it
   leaves a tenth of the picture.
-Ours alone: Translate and Cutout are in pixels of a 224x224 picture, which AugReg's all are (at level
+Ours alone: Translate and Cutout are meant for pictures of 224x224, as AugReg's all are (at level
 10 they move by 100 and cover 80), and shrink with a smaller one, of which nothing would be left.
 Floats are truncated and not rounded. Where float32 rounding would decide a sum, the exact one is
 taken (Sharpness).

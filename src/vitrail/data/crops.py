@@ -110,7 +110,7 @@ def needed_size(box: Box | None, full: tuple[int, int], size: tuple[int, int]) -
 
     The decoder's own reduction is sharper than a resize that averages. With half as many pixels
     again as are needed, the resize that follows has the last word: the mean difference from
-    decoding in full is under 1 of 255.
+    decoding in full is about 1 of 255.
 
     Args:
         box: the crop, in pixels of the whole picture; None: the picture is needed as it is.

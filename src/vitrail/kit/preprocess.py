@@ -106,7 +106,7 @@ class Preprocessing:
 
         A JPEG can be decoded at 1/2, 1/4 or 1/8 of its size, several times faster. Twice the pixels
         that are needed are asked for, so that the resize that follows has the last word: the mean
-        difference from decoding in full is under 1 of 255 (`benchmarks/data.py` measures it).
+        difference from decoding in full is about 1 of 255 (`benchmarks/data.py` measures it).
 
         Args:
             width, height: of the file's picture, upright.
@@ -117,7 +117,7 @@ class Preprocessing:
         goal_h, goal_w = (math.floor(side / self.crop) for side in self.size)
         scales = goal_h / height, goal_w / width
         scale = MARGIN * (min(scales) if self.fit == "letterbox" else max(scales))
-        return math.ceil(min(width, height) * scale) if scale < 1 else None
+        return math.ceil(min(width, height) * scale - 1e-6) if scale < 1 else None
 
     def normalize(self, images: torch.Tensor) -> torch.Tensor:
         """A batch of uint8 [b h w 3] to float32 [b c h w] with this mean and std.

@@ -43,12 +43,15 @@ def jittered(pixels: np.ndarray, strength: float, generator: np.random.Generator
     brightness, contrast, saturation = (
         1 + strength * (2 * generator.random() - 1) for _ in range(3)
     )
-    values = pixels.astype(np.float32) * np.float32(brightness)
-    mean = (values @ LUMA).mean()
-    values = mean + (values - mean) * np.float32(contrast)
-    grey = (values @ LUMA)[..., None]
-    values = grey + (values - grey) * np.float32(saturation)
-    return np.clip(values + 0.5, 0, 255).astype(np.uint8)
+    # Saturation pulls to the luma of each pixel, contrast to that of the picture, brightness to
+    # black: together one matrix and one offset.
+    to_luma = np.outer(LUMA, np.ones(3))
+    matrix = contrast * brightness * (saturation * np.eye(3) + (1 - saturation) * to_luma)
+    flat = pixels.reshape(-1, 3)
+    offset = (1 - contrast) * brightness * (flat.mean(0) @ LUMA)
+    values = flat.astype(np.float32) @ matrix.astype(np.float32)
+    values += np.float32(offset + 0.5)
+    return np.clip(values, 0, 255, out=values).astype(np.uint8).reshape(pixels.shape)
 
 
 def three_augmented(pixels: np.ndarray, generator: np.random.Generator) -> np.ndarray:

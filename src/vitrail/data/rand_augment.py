@@ -4,7 +4,8 @@ They share a name and little else, so each is kept as it is:
 - ``big_vision``: 16 operations (`tf_operations`), every layer applied, grey coming in; magnitude 10
   is the full scale, and 15 and 20 are used (AugReg, "Better plain ViT baselines").
 - ``torchvision``: 14 operations, one of them nothing; the magnitude is one of the bins 0..30; black
-  coming in, nearest pixels (transforms/autoaugment.py, the class's defaults).
+  coming in; nearest pixels are the class's default, and bilinear is what its training script passes
+  (transforms/autoaugment.py, references/classification/presets.py).
 - ``timm``: 15 operations in the increasing form (``inc1``), each layer applied with probability
   0.5, the magnitude drawn from a normal distribution and cut to 0..10, the mean colour coming in:
   ``rand-m9-mstd0.5-inc1`` of DeiT is magnitude 9, deviation 0.5, 2 layers (data/auto_augment.py).
@@ -48,7 +49,7 @@ def rand_augment(
     magnitude: float = 10,
     magnitude_std: float = 0,
     mean: Sequence[float] = (0.5, 0.5, 0.5),
-    interpolation: str = "bicubic",
+    interpolation: str | None = None,
 ) -> np.ndarray:
     """Random operations one after the other: uint8 [h w 3] to the same.
 
@@ -61,7 +62,8 @@ def rand_augment(
         magnitude_std: of ``timm``: the deviation of a layer's magnitude; above 100 it is uniform
             from 0 to ``magnitude``.
         mean: of ``timm``: the colour that comes in, 0..1.
-        interpolation: of ``timm``: how moved pixels are made.
+        interpolation: of ``torchvision`` and ``timm``: how moved pixels are made; None: nearest
+            in the one, bicubic in the other.
     """
     if kind == "big_vision":
         for _ in range(layers):
@@ -74,7 +76,9 @@ def rand_augment(
         for _ in range(layers):
             name = TORCHVISION[below(generator, len(TORCHVISION))]
             sign = _sign(generator) if name in SIGNED else 1
-            image = torchvision_operation(name, image, int(magnitude), sign)
+            image = torchvision_operation(
+                name, image, int(magnitude), sign, interpolation or "nearest"
+            )
     else:
         fill = tuple(min(255, round(255 * m)) for m in (mean if len(mean) == 3 else [*mean] * 3))
         for _ in range(layers):
@@ -83,23 +87,25 @@ def rand_augment(
                 continue
             drawn = _timm_magnitude(magnitude, magnitude_std, generator)
             sign = _sign(generator) if name in SIGNED else 1
-            image = timm_operation(name, image, drawn, sign, fill, interpolation)
+            image = timm_operation(name, image, drawn, sign, fill, interpolation or "bicubic")
     return np.asarray(image)
 
 
-def torchvision_operation(name: str, image: Image.Image, level: int, sign: int) -> Image.Image:
+def torchvision_operation(
+    name: str, image: Image.Image, level: int, sign: int, interpolation: str = "nearest"
+) -> Image.Image:
     """One operation of torchvision's RandAugment on a PIL picture at bin ``level`` of 0..30."""
-    nearest = Image.Resampling.NEAREST
+    how = _how(interpolation)
     if name in _COLOURS:
         return _enhanced(name, image, 1 + sign * _bin(0.9, level))
     if name in ("ShearX", "ShearY"):
-        return _affine(name, image, sign * _bin(0.3, level), nearest, None)
+        return _affine(name, image, sign * _bin(0.3, level), how, None)
     if name in ("TranslateX", "TranslateY"):
         side = image.width if name == "TranslateX" else image.height
         pixels = int(sign * _bin(150 / 331 * side, level))
-        return _affine(name, image, -pixels, nearest, None)
+        return _affine(name, image, -pixels, how, None)
     if name == "Rotate":
-        return image.rotate(sign * _bin(30, level), nearest)
+        return image.rotate(sign * _bin(30, level), how)
     if name == "Posterize":
         return ImageOps.posterize(image, 8 - round(level / ((BINS - 1) / 4)))
     if name == "Solarize":
@@ -118,7 +124,7 @@ def timm_operation(
 ) -> Image.Image:
     """One operation of timm's increasing set on a PIL picture at magnitude 0..10."""
     part = magnitude / 10
-    how = INTERPOLATIONS[interpolation if interpolation in _MOVING_HOW else "bicubic"]
+    how = _how(interpolation)
     if name in _COLOURS:
         return _enhanced(name, image, max(0.1, 1 + sign * 0.9 * part))
     if name in ("ShearX", "ShearY"):
@@ -140,13 +146,18 @@ def timm_operation(
     return _PLAIN[name](image)
 
 
-_MOVING_HOW = ("nearest", "bilinear", "bicubic")  # Pillow moves pixels in these ways only
 _PLAIN: dict[str, Callable[[Image.Image], Image.Image]] = {
     "Identity": lambda image: image,
     "AutoContrast": ImageOps.autocontrast,
     "Equalize": ImageOps.equalize,
     "Invert": ImageOps.invert,
 }
+
+
+def _how(interpolation: str) -> Image.Resampling:
+    # Pillow moves pixels in three ways only.
+    known = interpolation in ("nearest", "bilinear", "bicubic")
+    return INTERPOLATIONS[interpolation if known else "bicubic"]
 
 
 def _bin(highest: float, level: int) -> float:

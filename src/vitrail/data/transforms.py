@@ -38,8 +38,8 @@ class Augment:
         aspect: of an inception crop, width / height: lowest and highest (big_vision: 0.75, 1.33).
         antialias: whether an inception crop is averaged when it is made smaller; big_vision's is
             not.
-        interpolation: of the crop; None: evaluation's. (Vision Transformers of big_vision train
-            with ``bilinear``.)
+        interpolation: of the crop, and of what RandAugment moves; None: evaluation's, and
+            RandAugment's own. (big_vision and torchvision's script train with ``bilinear``.)
         pad: the largest shift of ``pad``, in pixels.
         flip: probability of a mirrored picture.
         rand_augment: ``none``, ``big_vision``, ``torchvision`` or ``timm``: which RandAugment
@@ -192,7 +192,7 @@ class Augment:
                 magnitude=self.rand_magnitude,
                 magnitude_std=self.rand_magnitude_std,
                 mean=preprocessing.mean,
-                interpolation=preprocessing.interpolation,
+                interpolation=self.interpolation,
             )
         if self.three_augment:
             pixels = effects.three_augmented(pixels, generator)

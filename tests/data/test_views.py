@@ -1,5 +1,7 @@
 """Files decoded smaller show what files decoded in full show, and the same wherever they go."""
 
+import itertools
+
 import numpy as np
 import pytest
 import torch
@@ -12,7 +14,7 @@ from vitrail.data import views
 from vitrail.data.crops import resized
 from vitrail.data.decode import decode
 from vitrail.data.draws import sample_generator
-from vitrail.data.loader import eval_batches
+from vitrail.data.loader import eval_batches, train_batches
 from vitrail.data.sources import open_source
 from vitrail.data.transforms import Augment
 from vitrail.kit.errors import Error
@@ -161,3 +163,37 @@ def test_the_resize_is_torchs_public_one(interpolation):
         resized(frozen[10:, ::2], (20, 20), interpolation),
         resized(image[10:, ::2], (20, 20), interpolation),
     )
+
+
+@pytest.mark.parametrize("rand_augment", ["big_vision", "torchvision", "timm"])
+def test_the_next_fifty_batches_are_equal_pixel_for_pixel_after_a_resume(tmp_path, rand_augment):
+    """Everything that draws is on; resumed at an odd place, with other workers."""
+    for name in ("a", "b", "c"):
+        (tmp_path / name).mkdir()
+        for i in range(5):
+            data = encoded(smooth(60 + i, 50, seed=ord(name) + i), "JPEG")
+            (tmp_path / name / f"{i}.jpg").write_bytes(data)
+    augment = Augment(
+        crop="inception_tf" if rand_augment == "big_vision" else "inception",
+        flip=0.5,
+        rand_augment=rand_augment,
+        rand_magnitude=9,
+        rand_magnitude_std=0.5 if rand_augment == "timm" else 0,
+        three_augment=True,
+        jitter=0.3,
+        erase=0.5,
+        erase_fill="noise",
+    )
+    source, preprocessing = open_source(tmp_path), Preprocessing(size=(24, 24))
+
+    def fifty(start: int, workers: int):
+        stream = train_batches(
+            source, preprocessing, augment, 3, seed=5, start_sample=start, workers=workers
+        )
+        return list(itertools.islice(stream, 50 + (0 if start else 13)))
+
+    whole, resumed = fifty(0, 0)[13:], fifty(39, 2)
+    for one, again in zip(whole, resumed, strict=True):
+        assert one.keys == again.keys
+        assert torch.equal(one.images, again.images)
+    assert len({batch.images.numpy().tobytes() for batch in whole}) == 50

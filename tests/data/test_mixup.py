@@ -53,6 +53,16 @@ def test_with_both_each_batch_has_one_by_a_fair_coin():
             assert (bottom - top) * (right - left) <= 1 - one.share + 1e-9
 
 
+def test_a_batch_is_mixed_as_often_as_asked_and_by_cutmix_as_often():
+    mixes = [draw_mix(0, 0, i, mixup=0.8, cutmix=1.0, prob=0.7, switch=0.2) for i in range(3000)]
+    mixed = [one for one in mixes if one is not None]
+    assert len(mixed) / 3000 == pytest.approx(0.7, abs=0.05)
+    assert np.mean([one.box is not None for one in mixed]) == pytest.approx(0.2, abs=0.05)
+    # Where every batch is mixed, the coin for it is not tossed: the draws of old runs stay.
+    always = draw_mix(0, 0, 5, mixup=0.2)
+    assert always == draw_mix(0, 0, 5, mixup=0.2, prob=1.0, switch=0.9)
+
+
 def test_neither_leaves_the_batch_alone():
     images, targets = mix(IMAGES, TARGETS, seed=0, epoch=0, position=0)
     assert images is IMAGES

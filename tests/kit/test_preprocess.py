@@ -282,3 +282,35 @@ def test_a_grey_model_takes_the_luma_of_colours():
     assert np.abs((made[0].numpy() + 1) * 127.5 - grey).max() <= 1
     with pytest.raises(Error, match="has 3 channels, and this model takes 5"):
         Preprocessing(size=(4, 4), mean=(0.5,) * 5, std=(0.5,) * 5)(pixels)
+
+
+def test_a_letterbox_with_a_crop_is_timms_border_mode():
+    """The longer side becomes floor(size / crop), then the centre is cut out or padded to size."""
+    array = photo(60, 120)
+    ours = Preprocessing(size=64, mean=IMAGENET_MEAN, std=IMAGENET_STD, crop=0.8, fit="letterbox")
+    result = ours.geometry(array)
+    inner = np.asarray(Image.fromarray(array).resize((80, 40), Image.Resampling.BICUBIC))
+    assert np.array_equal(result[12:52], inner[:, 8:72])
+    assert (result[:12] == [124, 116, 104]).all()
+    assert (result[52:] == [124, 116, 104]).all()
+
+
+def test_fitted_keeps_the_whole_picture():
+    ours = Preprocessing(size=32, crop=0.8)
+    assert (ours.fitted("letterbox").fit, ours.fitted("letterbox").crop) == ("letterbox", 1.0)
+    assert ours.fitted("squash").crop == 1.0
+    assert ours.fitted("crop") == ours
+    with pytest.raises(Error, match="stretch"):
+        ours.fitted("stretch")
+
+
+def test_the_size_to_decode_at_is_twice_what_is_needed():
+    crop = Preprocessing(size=224, crop=0.875)  # the shorter side becomes 256
+    assert crop.needed_size(4000, 3000) == 512
+    assert crop.needed_size(500, 375) is None
+    squash, letterbox = crop.fitted("squash"), crop.fitted("letterbox")
+    assert squash.needed_size(4000, 3000) == 448
+    assert letterbox.needed_size(4000, 3000) == 336  # 448 for the longer side
+    assert letterbox.needed_size(3000, 4000) == 336
+    assert Preprocessing(size=(100, 400)).needed_size(4000, 3000) == 600  # the width decides
+    assert crop.needed_size(1, 50_000) is None

@@ -1,9 +1,13 @@
 import dataclasses
+import json
 
+import numpy as np
 import pytest
 
+import vitrail
 from vitrail.kit.errors import Error
 from vitrail.recipes import RECIPES
+from vitrail.recipes.run import train
 from vitrail.recipes.situation import Situation
 from vitrail.training.recipe import Duration, Model, Recipe, Schedule, with_settings
 
@@ -109,3 +113,24 @@ def test_short_runs_on_small_pictures_are_not_augmented():
     assert short.augment.nothing
     assert not long.augment.nothing
     assert short.target.label_smoothing == 0
+
+
+def test_a_fit_goes_into_training_and_stays_with_the_model(tmp_path):
+    """Letterbox: what was trained is what every verb opens, and timm reads it as its own."""
+    images = np.zeros((12, 20, 40, 3), np.uint8)
+    images[:6] = 255
+    run = train(
+        (images, np.repeat([0, 1], 6)),
+        model="vit_mu_patch7_28",
+        out=tmp_path,
+        steps=1,
+        batch_size=4,
+        set={"fit": "letterbox", "model.depth": 1},
+    )
+    preprocessing = vitrail.load_model(run.folder).preprocessing
+    assert (preprocessing.fit, preprocessing.crop) == ("letterbox", 1.0)
+    about = json.loads((run.folder / "config.json").read_text())
+    assert about["pretrained_cfg"]["crop_mode"] == "border"
+    assert about["pretrained_cfg"]["crop_pct"] == 1.0
+    with pytest.raises(Error, match="fit"):
+        Recipe(fit="stretch")

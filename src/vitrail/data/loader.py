@@ -21,10 +21,11 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from vitrail.data.decode import MAX_PIXELS, decode, read_size
+from vitrail.data.decode import MAX_PIXELS
 from vitrail.data.draws import order, sample_generator
 from vitrail.data.examples import Source
-from vitrail.data.transforms import Augment, needed_size
+from vitrail.data.transforms import Augment
+from vitrail.data.views import evaluation_view, training_view
 from vitrail.kit.errors import Error
 from vitrail.kit.preprocess import Preprocessing
 
@@ -207,25 +208,9 @@ class _Making(Dataset):
     def _picture(self, epoch: int, i: int) -> np.ndarray:
         image = self.source.image(i)
         if self.augment is None:
-            # Full decode: the same pixels as anybody gets who uses `Preprocessing` on the file.
-            return self.preprocessing.geometry(self._decoded(image, None))
+            return evaluation_view(image, self.preprocessing, self.max_pixels)
         generator = sample_generator(self.seed, epoch, i)
-        if isinstance(image, bytes) and self.augment.crop == "inception":
-            full = read_size(image)[:2]
-        elif isinstance(image, bytes):
-            return self.augment(self._decoded(image, None), self.preprocessing, generator)
-        else:
-            full = (image.shape[1], image.shape[0])
-        box = self.augment.box(*full, generator)
-        small = needed_size(box, full, self.preprocessing.size)
-        return self.augment.view(
-            self._decoded(image, small), box, full, self.preprocessing, generator
-        )
-
-    def _decoded(self, image: bytes | np.ndarray, min_size: int | None) -> np.ndarray:
-        if isinstance(image, np.ndarray):
-            return image
-        return decode(image, min_size, self.max_pixels)
+        return training_view(image, self.augment, self.preprocessing, generator, self.max_pixels)
 
 
 def _made(

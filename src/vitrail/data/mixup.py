@@ -4,6 +4,16 @@ What is mixed with what is a function of (seed, epoch, position) alone: the part
 the one before it in the global batch (the order is random already, so a fixed partner is as good
 as a drawn one, and a process needs only one picture of its neighbour's share), the kind and the
 shares are drawn once a batch.
+
+How others' settings are said here:
+- big_vision's ``mixup(p=P)`` (AugReg, "Better plain ViT baselines") is ``mixup=P``: Beta(P, P), the
+  partner is the one before. There the share is max(a, 1 - a), so that a picture keeps the greater
+  part of itself; here it is not folded. As partners are random both give the same mixed batches in
+  distribution: two pictures at shares a and 1 - a.
+- timm's ``Mixup(mixup_alpha, cutmix_alpha, prob, switch_prob, mode="batch")`` (DeiT: 0.8, 1.0, 1.0,
+  0.5) is ``mixup, cutmix, prob, switch``. Its partner is the batch in reverse; its CutMix box has
+  whole sides and corrects the share for what is clipped, as here. Its label smoothing comes before
+  mixing, which is the same as after.
 """
 
 import math
@@ -38,32 +48,47 @@ def mix(
     position: int,
     mixup: float = 0.0,
     cutmix: float = 0.0,
+    prob: float = 1.0,
+    switch: float = 0.5,
 ) -> tuple[Tensor, Tensor]:
     """Draw and mix a global batch: `draw_mix`, then `apply_mix`.
 
     Args:
         images: normalised, float [b c h w].
         targets: probabilities, float [b k] (`soft_targets`).
-        seed, epoch, position, mixup, cutmix: see `draw_mix`.
+        seed, epoch, position, mixup, cutmix, prob, switch: see `draw_mix`.
     """
-    drawn = draw_mix(seed, epoch, position, mixup, cutmix)
+    drawn = draw_mix(seed, epoch, position, mixup, cutmix, prob, switch)
     return (images, targets) if drawn is None else apply_mix(images, targets, drawn)
 
 
 def draw_mix(
-    seed: int, epoch: int, position: int, mixup: float = 0.0, cutmix: float = 0.0
+    seed: int,
+    epoch: int,
+    position: int,
+    mixup: float = 0.0,
+    cutmix: float = 0.0,
+    prob: float = 1.0,
+    switch: float = 0.5,
 ) -> Mix | None:
     """The mix of the global batch that starts at ``position`` of this epoch's order.
 
     Args:
         seed, epoch, position: the place of the batch in the run.
         mixup: alpha of mixup's Beta(alpha, alpha); 0: never.
-        cutmix: alpha of CutMix's; 0: never. With both, each batch has one of them, by a fair coin.
+        cutmix: alpha of CutMix's; 0: never. With both, each batch has one of them.
+        prob: probability that a batch is mixed at all.
+        switch: probability that it is CutMix's turn, where both are given.
+
+    Returns:
+        The mix, or None for a batch that stays as it is.
     """
     if mixup <= 0 and cutmix <= 0:
         return None
     generator = mix_generator(seed, epoch, position)
-    cut = cutmix > 0 and (mixup <= 0 or generator.random() < 0.5)
+    if prob < 1 and generator.random() >= prob:
+        return None
+    cut = cutmix > 0 and (mixup <= 0 or generator.random() < switch)
     share = _beta(generator, cutmix if cut else mixup)
     if not cut:
         return Mix(share)

@@ -26,6 +26,7 @@ INTERPOLATIONS = {
     "box": Image.Resampling.BOX,
 }
 FITS = ("crop", "squash", "letterbox")
+MARGIN = 2  # a file is decoded so much larger than it is needed, at least
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 HALF = (0.5, 0.5, 0.5)  # Google's models: pixels in [-1, 1]
@@ -43,7 +44,8 @@ class Preprocessing:
         fit: ``crop`` resizes the shorter side to size/crop and cuts out the centre; ``squash``
             resizes both sides to size/crop whatever the aspect ratio, then cuts out the centre
             (with crop 1 that is the ViT repository's plain resize, vit_jax/input_pipeline.py);
-            ``letterbox`` keeps the whole picture and pads with the mean colour.
+            ``letterbox`` makes the longer side fit into size/crop, then cuts or pads with the mean
+            colour to size (timm's crop mode ``border``; with crop 1 the whole picture is kept).
     """
 
     size: tuple[int, int]
@@ -99,6 +101,24 @@ class Preprocessing:
             image = image.convert("RGB")
         return _FIT[self.fit](self, image)
 
+    def needed_size(self, width: int, height: int) -> int | None:
+        """The shorter side, in pixels, at which a file must be decoded for `geometry`.
+
+        A JPEG can be decoded at 1/2, 1/4 or 1/8 of its size, several times faster. Twice the pixels
+        that are needed are asked for, so that the resize that follows has the last word: the mean
+        difference from decoding in full is about 1 of 255 (`benchmarks/data.py` measures it).
+
+        Args:
+            width, height: of the file's picture, upright.
+
+        Returns:
+            None where it must be decoded in full.
+        """
+        goal_h, goal_w = (math.floor(side / self.crop) for side in self.size)
+        scales = goal_h / height, goal_w / width
+        scale = MARGIN * (min(scales) if self.fit == "letterbox" else max(scales))
+        return math.ceil(min(width, height) * scale - 1e-6) if scale < 1 else None
+
     def normalize(self, images: torch.Tensor) -> torch.Tensor:
         """A batch of uint8 [b h w 3] to float32 [b c h w] with this mean and std.
 
@@ -122,6 +142,10 @@ class Preprocessing:
         )
         floats = images.permute(0, 3, 1, 2).to(torch.float32, memory_format=torch.contiguous_format)
         return floats.mul_(scale[:, None, None]).add_(shift[:, None, None])
+
+    def fitted(self, fit: str) -> "Preprocessing":
+        """A copy for pictures of other shapes; ``squash`` and ``letterbox`` keep all of them."""
+        return self.replace(fit=fit, crop=self.crop if fit == "crop" else 1.0)
 
     def replace(self, **changes: Any) -> "Preprocessing":
         """A copy with these fields changed."""
@@ -216,14 +240,16 @@ def _squash(self: Preprocessing, image: Image.Image) -> np.ndarray:
 
 def _letterbox(self: Preprocessing, image: Image.Image) -> np.ndarray:
     height, width = self.size
-    scale = min(height / image.height, width / image.width)
-    inner_h = min(height, max(1, round(image.height * scale)))
-    inner_w = min(width, max(1, round(image.width * scale)))
+    goal_h, goal_w = (math.floor(side / self.crop) for side in self.size)
+    scale = min(goal_h / image.height, goal_w / image.width)
+    inner_h = min(goal_h, max(1, round(image.height * scale)))
+    inner_w = min(goal_w, max(1, round(image.width * scale)))
+    inner = _resized(self, image, (inner_w, inner_h))
+    inner = _centre(inner, (min(inner_h, height), min(inner_w, width)))
     fill = np.array([round(255 * m) for m in self.mean], np.uint8)
     canvas = np.broadcast_to(fill, (height, width, 3)).copy()
-    top, left = (height - inner_h) // 2, (width - inner_w) // 2
-    inner = np.array(_resized(self, image, (inner_w, inner_h)))
-    canvas[top : top + inner_h, left : left + inner_w] = inner
+    top, left = (height - inner.shape[0]) // 2, (width - inner.shape[1]) // 2
+    canvas[top : top + inner.shape[0], left : left + inner.shape[1]] = inner
     return canvas
 
 

@@ -131,6 +131,8 @@ def train(
     told = [*opened.lines, *_plan(chosen, built, opened, options, engine)]
     if checkpoint is None and weights is not None:
         told += _load(built, str(weights))
+    if checkpoint is None and chosen.fit is not None:
+        built.preprocessing = built.preprocessing.fitted(chosen.fit)
     told += [f"{note}; going back to the one before" for note in notes]
     if dry_run:
         display.say(*told)

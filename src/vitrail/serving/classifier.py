@@ -7,8 +7,9 @@ import numpy as np
 import torch
 from PIL import Image
 
-from vitrail.data.decode import decode, pixels_of
+from vitrail.data.decode import pixels_of
 from vitrail.data.examples import read_file
+from vitrail.data.views import decode_for
 from vitrail.kit.devices import pick_device
 from vitrail.kit.errors import Error
 from vitrail.kit.preprocess import Preprocessing
@@ -103,10 +104,10 @@ class Classifier:
 
     def _open(self, image: Picture) -> np.ndarray:
         if isinstance(image, bytes):
-            return decode(image)
+            return decode_for(image, self.preprocessing)
         if isinstance(image, str | Path):
             try:
-                return decode(read_file(image))
+                return decode_for(read_file(image), self.preprocessing)
             except Error as error:
                 raise Error(f"{image}: {error}") from None
         if isinstance(image, np.ndarray):

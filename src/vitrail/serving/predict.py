@@ -16,9 +16,11 @@ from typing import TextIO
 
 import numpy as np
 
-from vitrail.data.decode import SUFFIXES, decode
+from vitrail.data.decode import SUFFIXES
 from vitrail.data.examples import read_file
+from vitrail.data.views import decode_for
 from vitrail.kit.errors import Error, listing
+from vitrail.kit.preprocess import Preprocessing
 from vitrail.serving.classifier import Classifier
 
 
@@ -65,7 +67,7 @@ def predictions(classify: Classifier, paths: Iterable[Path], top_k: int) -> Iter
     """The predictions of files in order, a batch at a time; files that cannot be read included."""
     batch: list[tuple[Path, np.ndarray | None, str | None]] = []
     for path in paths:
-        batch.append(_read(path))
+        batch.append(_read(path, classify.preprocessing))
         if len(batch) == classify.batch_size:
             yield from _classified(classify, batch, top_k)
             batch = []
@@ -96,9 +98,9 @@ def _below(folder: Path) -> list[Path]:
     )
 
 
-def _read(path: Path) -> tuple[Path, np.ndarray | None, str | None]:
+def _read(path: Path, preprocessing: Preprocessing) -> tuple[Path, np.ndarray | None, str | None]:
     try:
-        return path, decode(read_file(path)), None
+        return path, decode_for(read_file(path), preprocessing), None
     except Error as error:
         return path, None, str(error)
 

@@ -297,7 +297,11 @@ def _place(session: Session, batch: Batch) -> Example:
         set_drop_path_draws(model, engine.place(torch.from_numpy(draws)))
     first = state.progress.step * recipe.batch_size
     epoch, position = divmod(first, len(session.data.train))
-    mix = draw_mix(recipe.seed, epoch, position, recipe.target.mixup, recipe.target.cutmix)
+    target = recipe.target
+    mix = draw_mix(
+        *(recipe.seed, epoch, position),
+        *(target.mixup, target.cutmix, target.mixup_prob, target.cutmix_share),
+    )
     if mix is None:
         return Example(images, labels)
     targets = soft_targets(labels, model.num_classes)

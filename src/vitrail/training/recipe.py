@@ -16,6 +16,7 @@ from typing import Any
 
 from vitrail.data.transforms import Augment
 from vitrail.kit.errors import Error, did_you_mean
+from vitrail.kit.preprocess import FITS
 from vitrail.models.base import Size
 
 MOST_IMAGES_A_STEP = 1_000_000
@@ -138,15 +139,20 @@ class Target:
     Args:
         label_smoothing: the share of probability spread evenly over all classes.
         mixup, cutmix: the parameter of the Beta distribution; 0 for none. Where both are given
-            each batch gets one of the two, by the toss of a fair coin.
+            each batch gets one of the two.
+        mixup_prob: the probability that a batch is mixed at all, by either.
+        cutmix_share: the probability of CutMix, where both are given (timm's ``switch_prob``).
     """
 
     label_smoothing: float = 0.0
     mixup: float = 0.0
     cutmix: float = 0.0
+    mixup_prob: float = 1.0
+    cutmix_share: float = 0.5
 
     def __post_init__(self):
-        _check_range("target.label_smoothing", self.label_smoothing, 0, 1)
+        for name in ("label_smoothing", "mixup_prob", "cutmix_share"):
+            _check_range(f"target.{name}", getattr(self, name), 0, 1)
         for name in ("mixup", "cutmix"):
             _check_range(f"target.{name}", getattr(self, name), 0, math.inf)
 
@@ -183,6 +189,9 @@ class Recipe:
         precision: ``fp32``, ``bf16``, ``fp16`` or ``fp64``.
         normalize: where the mean and deviation of pixels come from: ``model`` keeps those that the
             model (or its weights) came with, ``data`` measures them on the training images.
+        fit: how a picture of another shape goes in, in training without an inception crop and ever
+            after: ``crop``, ``squash`` or ``letterbox``, the whole picture in the last two (see
+            `Preprocessing`); None keeps the model's way.
         compile: whether the model runs through `torch.compile`.
         weights: where the weights came from, for the record; None for random ones.
     """
@@ -201,12 +210,15 @@ class Recipe:
     patience: int | None = None
     precision: str = "fp32"
     normalize: str = "model"
+    fit: str | None = None
     compile: bool = False
     weights: str | None = None
 
     def __post_init__(self):
         _check_one_of("normalize", self.normalize, ("model", "data"))
         _check_one_of("precision", self.precision, ("fp32", "bf16", "fp16", "fp64"))
+        if self.fit is not None:
+            _check_one_of("fit", self.fit, FITS)
         if not 1 <= self.batch_size <= MOST_IMAGES_A_STEP:
             raise Error(
                 f"batch_size must be at least 1 and at most {MOST_IMAGES_A_STEP:,}, "

@@ -2,7 +2,8 @@
 
 Training is one endless stream of samples: position p is place p % n of epoch p // n, in that
 epoch's order. So the only state is the number of samples consumed; a batch may reach over the end
-of an epoch, every sample is used once in every epoch, and no batch size leaves a rest. With worker
+of an epoch, every sample is used once in every epoch, and no batch size leaves a rest. (Balanced
+sampling and repeated augmentation have other epochs: see `train_batches`.) With worker
 processes each batch is made whole by one of them, from the same functions: the batches are the
 same whatever the number of workers.
 """
@@ -22,7 +23,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from vitrail.data.decode import MAX_PIXELS, decode, read_size
-from vitrail.data.draws import order, sample_generator
+from vitrail.data.draws import balanced_order, occurrences, order, sample_generator
 from vitrail.data.examples import Source
 from vitrail.data.transforms import Augment, needed_size
 from vitrail.kit.errors import Error
@@ -39,12 +40,13 @@ class Batch:
 
     Attributes:
         images: uint8 [b h w c].
-        labels: int64 [b].
+        labels: int64 [b]; of a multi-label source float32 [b k], 0 and 1.
         keys: b names.
         indices: int64 [b], places in the source.
         skipped: (key, reason) of the samples of this batch that cannot be decoded. They are not in
             the fields above, so b is smaller then; it may be 0.
         epochs: int64 [b], the epoch of each sample; zeros in evaluation.
+        repeats: int64 [b], how often each sample was used in its epoch before.
         epoch, position: where the batch begins: place ``position`` of that epoch's order.
     """
 
@@ -54,16 +56,19 @@ class Batch:
     indices: Tensor
     skipped: list[tuple[str, str]] = field(default_factory=list)
     epochs: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.int64))
+    repeats: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.int64))
     epoch: int = 0
     position: int = 0
 
 
 @dataclass(frozen=True)
 class _Request:
-    """One batch to be made: places in the source, each with its epoch."""
+    """One batch to be made: places in the source, each with its epoch and earlier uses in it."""
 
     epochs: np.ndarray
     indices: np.ndarray
+    repeats: np.ndarray
+    epoch: int
     position: int
 
 
@@ -78,10 +83,18 @@ def train_batches(
     stop_sample: int | None = None,
     workers: int = 0,
     max_pixels: int = MAX_PIXELS,
+    sampling: str = "uniform",
+    repeats: int = 1,
 ) -> Generator[Batch, None, None]:
     """The training stream, from any place on; what it costs to start does not depend on the place.
 
     Close it (or let it go) to end its workers.
+
+    With ``repeats`` r > 1 (repeated augmentation: arXiv 1901.09335; RASampler of DeiT) an epoch
+    still is n samples, but of n / r pictures: the first of the epoch's order, each r times with
+    draws of its own. Those r lie in one batch where r divides the batch size, and as far apart
+    there as can be, so that mixup does not mix a picture with itself. (DeiT also cuts its epochs
+    to a multiple of 256; this does not.)
 
     Args:
         source: the examples.
@@ -93,13 +106,18 @@ def train_batches(
         stop_sample: where the stream ends, with a smaller batch if need be; None: never.
         workers: processes that decode; 0: this one does.
         max_pixels: see `decode`.
+        sampling: ``uniform``: every sample once an epoch; ``balanced``: every class equally often
+            (`draws.balanced_order`).
+        repeats: how often a picture of an epoch is used in it.
 
     Raises:
-        Error: the source is empty, or the batch size is none.
+        Error: the source is empty, the batch size is none, an unknown sampling, or balanced
+            sampling of a multi-label source.
     """
     _demand(source, batch_size)
     making = _Making(source, preprocessing, augment or Augment(), seed, max_pixels)
-    return _made(making, _stream(len(source), batch_size, seed, start_sample, stop_sample), workers)
+    epochs = _Epochs(source, seed, sampling, repeats)
+    return _made(making, _stream(epochs, batch_size, start_sample, stop_sample), workers)
 
 
 def eval_batches(
@@ -127,26 +145,68 @@ def _demand(source: Source, batch_size: int) -> None:
         raise Error(f"{source.name}: there are no images")
 
 
-def _stream(n: int, batch_size: int, seed: int, start: int, stop: int | None) -> Iterator[_Request]:
-    position, epoch, places = start, -1, np.empty(0, np.int64)
+class _Epochs:
+    """The samples of each epoch in order: (places in the source, earlier uses), each int64 [n]."""
+
+    def __init__(self, source: Source, seed: int, sampling: str, repeats: int):
+        if sampling not in ("uniform", "balanced"):
+            raise Error(f"sampling is uniform or balanced, not {sampling!r}")
+        if sampling == "balanced" and source.multi_label:
+            raise Error(
+                f"{source.name}: pictures with several labels cannot be drawn so that every label "
+                "is equally frequent: use class weights"
+            )
+        if repeats < 1:
+            raise Error(f"a picture is used at least once, not {repeats} times")
+        self.n, self.labels = len(source), source.labels
+        self.seed, self.balanced, self.repeats = seed, sampling == "balanced", repeats
+
+    def __call__(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
+        if self.balanced:
+            places = balanced_order(self.seed, epoch, self.labels)
+        else:
+            places = order(self.seed, epoch, self.n)
+        if self.repeats > 1:
+            places = np.repeat(places[: -(-self.n // self.repeats)], self.repeats)[: self.n]
+        elif not self.balanced:
+            return places, np.zeros_like(places)
+        return places, occurrences(places)
+
+
+def _stream(of: _Epochs, batch_size: int, start: int, stop: int | None) -> Iterator[_Request]:
+    n, position, epoch = of.n, start, -1
+    places = again = np.empty(0, np.int64)
     while stop is None or position < stop:
         end = position + batch_size if stop is None else min(position + batch_size, stop)
-        first, epochs, indices = position % n, [], []
+        began, first = divmod(position, n)
+        parts = []
         while position < end:
             if epoch != position // n:
                 epoch = position // n
-                places = order(seed, epoch, n)
-            part = places[position % n : position % n + end - position]
-            indices.append(part)
-            epochs.append(np.full(len(part), epoch))
-            position += len(part)
-        yield _Request(np.concatenate(epochs), np.concatenate(indices), first)
+                places, again = of(epoch)
+            part = slice(position % n, position % n + end - position)
+            indices = places[part]
+            parts.append(
+                (
+                    np.full(len(indices), epoch),
+                    indices,
+                    again[part],
+                    np.arange(part.start, part.start + len(indices)),
+                )
+            )
+            position += len(indices)
+        epochs, indices, repeats, at = map(np.concatenate, zip(*parts, strict=True))
+        if of.repeats > 1:  # first all pictures of the batch once, then all of them again, ...
+            spread = np.argsort(at % of.repeats, kind="stable")
+            epochs, indices, repeats = epochs[spread], indices[spread], repeats[spread]
+        yield _Request(epochs, indices, repeats, began, first)
 
 
 def _once(n: int, batch_size: int) -> Iterator[_Request]:
     for begin in range(0, n, batch_size):
         indices = np.arange(begin, min(begin + batch_size, n))
-        yield _Request(np.zeros_like(indices), indices, begin)
+        zeros = np.zeros_like(indices)
+        yield _Request(zeros, indices, zeros, 0, begin)
 
 
 class _Making(Dataset):
@@ -170,12 +230,15 @@ class _Making(Dataset):
         good, skipped = np.arange(len(request.indices)), []
         if images is None:
             pictures, kept = [], []
-            for place, (epoch, i) in enumerate(zip(request.epochs, request.indices, strict=True)):
+            wanted = (request.epochs, request.indices, request.repeats)
+            for place, (epoch, i, repeat) in enumerate(
+                zip(*map(np.ndarray.tolist, wanted), strict=True)
+            ):
                 try:
-                    pictures.append(self._picture(int(epoch), int(i)))
+                    pictures.append(self._picture(epoch, i, repeat))
                     kept.append(place)
                 except Error as error:
-                    skipped.append((self.source.keys[int(i)], str(error)))
+                    skipped.append((self.source.keys[i], str(error)))
             images = (
                 np.stack(pictures)
                 if pictures
@@ -183,14 +246,16 @@ class _Making(Dataset):
             )
             good = np.array(kept, np.int64)
         indices = request.indices[good]
+        labels = self.source.labels[indices]
         return {
             "images": images,
-            "labels": self.source.labels[indices],
+            "labels": labels.astype(np.float32) if self.source.multi_label else labels,
             "keys": [self.source.keys[i] for i in indices.tolist()],
             "indices": indices,
             "skipped": skipped,
             "epochs": request.epochs[good],
-            "epoch": int(request.epochs[0]),
+            "repeats": request.repeats[good],
+            "epoch": request.epoch,
             "position": request.position,
         }
 
@@ -204,12 +269,12 @@ class _Making(Dataset):
             return None
         return images
 
-    def _picture(self, epoch: int, i: int) -> np.ndarray:
+    def _picture(self, epoch: int, i: int, repeat: int) -> np.ndarray:
         image = self.source.image(i)
         if self.augment is None:
             # Full decode: the same pixels as anybody gets who uses `Preprocessing` on the file.
             return self.preprocessing.geometry(self._decoded(image, None))
-        generator = sample_generator(self.seed, epoch, i)
+        generator = sample_generator(self.seed, epoch, i, repeat)
         if isinstance(image, bytes) and self.augment.crop == "inception":
             full = read_size(image)[:2]
         elif isinstance(image, bytes):
@@ -235,7 +300,7 @@ def _made(
         map(making.__getitem__, requests) if workers < 1 else _by_workers(making, requests, workers)
     )
     for fields in made:
-        for name in ("images", "labels", "indices", "epochs"):
+        for name in ("images", "labels", "indices", "epochs", "repeats"):
             fields[name] = torch.from_numpy(fields[name])
         yield Batch(**fields)
 
@@ -243,6 +308,7 @@ def _made(
 def _by_workers(
     making: _Making, requests: Iterable[_Request], workers: int
 ) -> Iterator[dict[str, Any]]:
+    making.source.ready()
     loader = DataLoader(
         making,
         sampler=requests,

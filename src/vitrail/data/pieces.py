@@ -111,6 +111,9 @@ def _by_split(pieces: Pieces, files: list[Path]) -> Pieces:
             pieces.ignored.append(pieces.name(file))
         else:
             pieces.splits.setdefault(split or "train", []).append(file)
+    pieces.splits = {
+        split: pieces.splits[split] for split in ("train", "val", "test") if split in pieces.splits
+    }
     return pieces
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations  # hints name tyro, which is imported when th
 import json
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from vitrail import __version__
 from vitrail.cli.arguments import arg
@@ -70,6 +70,8 @@ def evaluate(
         image_column=image_column,
         label_column=label_column,
     )
+    if images.multi_label:
+        raise Error(f"{data}: pictures with several labels cannot be evaluated yet")
     batches = eval_batches(images, opened.preprocessing, batch_size, workers=workers)
     result = measure(opened, batches, images.classes)
     if note:
@@ -83,9 +85,7 @@ def evaluate(
     return 0
 
 
-def _split_to_measure(
-    model: str, data: str, split: str, **options: Path | str | None
-) -> tuple[Source, str]:
+def _split_to_measure(model: str, data: str, split: str, **options: Any) -> tuple[Source, str]:
     """The images to measure a model on, and a note where they are not plainly what was asked.
 
     ``options`` are `open_splits`'s own.

@@ -120,7 +120,7 @@ def written(where: str, columns: Columns, values: Any) -> Iterator[str | tuple[s
     def text(value: Any, row: int) -> str:
         found = known.get(value)
         if found is None:
-            found = known[value] = sys.intern(_text(where, columns, value, row))
+            found = known[value] = sys.intern(text_of(where, columns, value, row))
         return found
 
     row = 0
@@ -139,7 +139,12 @@ def same(where: str, first: Columns, other: Columns) -> None:
         raise Error(f"{where}: its columns or class names are others than those of the first file")
 
 
-def _text(where: str, columns: Columns, value: Any, row: int) -> str:
+def text_of(where: str, columns: Columns, value: Any, row: int) -> str:
+    """One label of a row as text: of a class number its name.
+
+    Raises:
+        Error: there is none, or it is no class.
+    """
     if value is None:
         raise Error(f"{where}: row {row} has no {columns.label}")
     if columns.classes is not None:

@@ -22,6 +22,8 @@ class Purpose(IntEnum):
     MIX = 3
     DROP_PATH = 4
     BALANCE = 5
+    NEARBY = 6
+    WINDOW = 7
 
 
 def _philox(
@@ -68,6 +70,35 @@ def balanced_order(seed: int, epoch: int, labels: np.ndarray) -> np.ndarray:
         ranks = words.random_raw(rounds * count).reshape(rounds, count)
         picked.append(members[np.argsort(ranks, axis=1, kind="stable").reshape(-1)[:wanted]])
     return np.concatenate(picked)[order(seed, epoch, n)]
+
+
+def nearby_order(seed: int, epoch: int, runs: np.ndarray, window: int) -> np.ndarray:
+    """An order of an epoch that reads what lies together together: a permutation, int64 [n].
+
+    Runs of samples (a shard, a row group) follow each other in a random order, each as it lies;
+    that sequence is cut into windows, and each window is shuffled. So a sample moves within its
+    window, and at any time a reader needs the runs of one window alone.
+
+    Args:
+        seed: of the run.
+        epoch: whose order.
+        runs: int64 [n], the number of the run of each sample; a run's samples lie together.
+        window: how many samples are shuffled together.
+    """
+    n = len(runs)
+    starts = np.flatnonzero(np.r_[True, runs[1:] != runs[:-1]][:n])
+    lengths = np.diff(np.r_[starts, n])
+    words = _philox(seed, Purpose.NEARBY, epoch, 0)
+    turn = np.argsort(words.random_raw(len(starts)), kind="stable")
+    ends = np.cumsum(lengths[turn])
+    sequence = np.arange(n) + np.repeat(starts[turn] - (ends - lengths[turn]), lengths[turn])
+    return sequence[np.lexsort((words.random_raw(n), np.arange(n) // window))]
+
+
+def window_order(seed: int, epoch: int, window: int, n: int) -> np.ndarray:
+    """The order within the ``window``-th window of a stream: a permutation of 0..n-1, int64 [n]."""
+    words = _philox(seed, Purpose.WINDOW, epoch, window).random_raw(n)
+    return np.argsort(words, kind="stable").astype(np.int64, copy=False)
 
 
 def occurrences(indices: np.ndarray) -> np.ndarray:

@@ -50,6 +50,7 @@ class Source:
         labels: int64 [n]; multi-hot uint8 [n k] where a picture has any number of labels.
         keys: n names.
         ignored: names of files found among the pictures that are none.
+        window: how many pictures `draws.nearby_order` shuffles together.
     """
 
     name: str
@@ -57,6 +58,7 @@ class Source:
     labels: np.ndarray
     keys: Sequence[str]
     ignored: tuple[str, ...] = ()
+    window: int = 4096
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -75,6 +77,13 @@ class Source:
         if not self.multi_label:
             return self.classes[int(self.labels[i])]
         return "|".join(self.classes[k] for k in np.flatnonzero(self.labels[i]))
+
+    def runs(self) -> np.ndarray:
+        """Which pictures are best read together: int64 [n], the number of each one's run.
+
+        A run is a shard or a row group; where every picture is reached alone, all are one.
+        """
+        return np.zeros(len(self), np.int64)
 
     def ready(self) -> None:
         """Do now what worker processes would else do each for itself; called before they start."""
@@ -310,6 +319,7 @@ class Subset(Source):
 
     def __init__(self, source: Source, indices: np.ndarray):
         self.name, self.classes, self.ignored = source.name, source.classes, source.ignored
+        self.window = source.window
         self.labels = source.labels[indices]
         if isinstance(source, Subset):  # a view of a view looks at what lies under both
             source, indices = source.source, source.indices[indices]
@@ -327,6 +337,10 @@ class Subset(Source):
     def arrays(self, indices: np.ndarray) -> np.ndarray | None:
         """These pictures of the view at once, if the source has them as arrays."""
         return self.source.arrays(self.indices[indices])
+
+    def runs(self) -> np.ndarray:
+        """The runs of the source under the view."""
+        return self.source.runs()[self.indices]
 
     def ready(self) -> None:
         """What the source under the view does before workers start."""

@@ -7,6 +7,7 @@ worker processes share them. Version 4 and later run no code of a data set; what
 is refused. A folder that `save_to_disk` wrote is opened as it is.
 """
 
+import logging
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -25,7 +26,7 @@ from vitrail.data.labels import Part, Parts
 from vitrail.kit.errors import Error, did_you_mean, listing
 
 OPTIONS = ("config", "revision", "split", "stream")
-_FROM_FOLDERS = ("imagefolder", "folder_based_builder")
+_FROM_FOLDERS = ("imagefolder",)
 
 
 @dataclass(frozen=True)
@@ -81,6 +82,11 @@ def list_hub(
     Raises:
         Error: it is not there or cannot be reached, or its columns hold no pictures and labels.
     """
+    if address.stream:
+        raise Error(
+            f"{address.spec}: a stream is opened by vitrail.data.stream.open_stream and read by "
+            "train_batches; a command needs pictures that it can reach by number"
+        )
     library = library_of(address.spec)
     loaded = _loaded(library, address)
     found, first = Parts(address.spec, numbers=True), None
@@ -99,7 +105,7 @@ def list_hub(
         if not texts:
             raise Error(f"{where}: there are no rows")
         pictures = dataset.data.column(columns.image)
-        files = dataset.info.builder_name in _FROM_FOLDERS and address.local
+        files = has_files(dataset, address)
         keys = Keys(names_of(name, columns, pictures, address.path if files else ""))
         found.splits[split] = Part(
             texts, _maker(address.spec, pictures, columns, keys, ignored, files)
@@ -128,7 +134,13 @@ def library_of(spec: str) -> ModuleType:
         raise Error(f"{spec} needs datasets: pip install 'vitrail[hf]'") from None
     datasets.disable_progress_bars()
     datasets.logging.set_verbosity_error()
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # its retries are not news
     return datasets
+
+
+def has_files(dataset: Any, address: Address) -> bool:
+    """Whether paths may be read: only where `datasets` made them of a folder of this machine."""
+    return dataset.info.builder_name in _FROM_FOLDERS and address.local
 
 
 def cache_folder() -> Path:

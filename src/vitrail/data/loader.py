@@ -23,8 +23,10 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from vitrail.data.decode import MAX_PIXELS, decode, read_size
-from vitrail.data.draws import balanced_order, occurrences, order, sample_generator
+from vitrail.data.draws import order, sample_generator
+from vitrail.data.epochs import Epochs
 from vitrail.data.examples import Source
+from vitrail.data.stream import Handful, Item, Stream
 from vitrail.data.transforms import Augment, needed_size
 from vitrail.kit.errors import Error
 from vitrail.kit.preprocess import Preprocessing
@@ -63,17 +65,32 @@ class Batch:
 
 @dataclass(frozen=True)
 class _Request:
-    """One batch to be made: places in the source, each with its epoch and earlier uses in it."""
+    """One batch to be made: places in the source, each with its epoch and earlier uses in it.
+
+    ``handful``: of a stream, the samples themselves, in the order of the batch.
+    """
 
     epochs: np.ndarray
     indices: np.ndarray
-    repeats: np.ndarray
     epoch: int
     position: int
+    repeats: np.ndarray
+    handful: Handful | None = None
+
+    def rows(self, places: np.ndarray) -> "_Request":
+        """A request for some rows of this batch."""
+        return _Request(
+            self.epochs[places],
+            self.indices[places],
+            self.epoch,
+            self.position,
+            self.repeats[places],
+            self.handful and self.handful.rows(places),
+        )
 
 
 def train_batches(
-    source: Source,
+    source: Source | Stream,
     preprocessing: Preprocessing,
     augment: Augment | None,
     batch_size: int,
@@ -97,7 +114,8 @@ def train_batches(
     to a multiple of 256; this does not.)
 
     Args:
-        source: the examples.
+        source: the examples, or a stream of them: then an epoch is as `Stream.epoch` has it, and
+            starting late costs what `stream` says.
         preprocessing: gives the size of the pictures.
         augment: what is done to each picture; None: nothing.
         batch_size: samples a batch.
@@ -107,21 +125,27 @@ def train_batches(
         workers: processes that decode; 0: this one does.
         max_pixels: see `decode`.
         sampling: ``uniform``: every sample once an epoch; ``balanced``: every class equally often
-            (`draws.balanced_order`).
+            (`draws.balanced_order`); ``nearby``: every sample once, those that lie together near
+            each other (`draws.nearby_order`), for shards and parquet too large for the memory.
         repeats: how often a picture of an epoch is used in it.
 
     Raises:
         Error: the source is empty, the batch size is none, an unknown sampling, or balanced
             sampling of a multi-label source.
     """
-    _demand(source, batch_size)
     making = _Making(source, preprocessing, augment or Augment(), seed, max_pixels)
-    epochs = _Epochs(source, seed, sampling, repeats)
+    _demand(source, batch_size)
+    if isinstance(source, Stream):
+        if sampling != "uniform" or repeats != 1:
+            raise Error(f"{source.name}: a stream has no other sampling and no repeats")
+        batches = source.batches(batch_size, seed, start_sample, stop_sample)
+        return _made(making, _of_stream(source, batches), workers)
+    epochs = Epochs(source, seed, sampling, repeats)
     return _made(making, _stream(epochs, batch_size, start_sample, stop_sample), workers)
 
 
 def eval_batches(
-    source: Source,
+    source: Source | Stream,
     preprocessing: Preprocessing,
     batch_size: int,
     *,
@@ -135,45 +159,19 @@ def eval_batches(
     """
     _demand(source, batch_size)
     making = _Making(source, preprocessing, None, 0, max_pixels)
+    if isinstance(source, Stream):
+        return _made(making, _of_stream(source, source.in_turn(batch_size)), workers)
     return _made(making, _once(len(source), batch_size), workers)
 
 
-def _demand(source: Source, batch_size: int) -> None:
+def _demand(source: Source | Stream, batch_size: int) -> None:
     if batch_size < 1:
         raise Error(f"a batch has at least one sample, not {batch_size}")
-    if not len(source):
+    if isinstance(source, Source) and not len(source):
         raise Error(f"{source.name}: there are no images")
 
 
-class _Epochs:
-    """The samples of each epoch in order: (places in the source, earlier uses), each int64 [n]."""
-
-    def __init__(self, source: Source, seed: int, sampling: str, repeats: int):
-        if sampling not in ("uniform", "balanced"):
-            raise Error(f"sampling is uniform or balanced, not {sampling!r}")
-        if sampling == "balanced" and source.multi_label:
-            raise Error(
-                f"{source.name}: pictures with several labels cannot be drawn so that every label "
-                "is equally frequent: use class weights"
-            )
-        if repeats < 1:
-            raise Error(f"a picture is used at least once, not {repeats} times")
-        self.n, self.labels = len(source), source.labels
-        self.seed, self.balanced, self.repeats = seed, sampling == "balanced", repeats
-
-    def __call__(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
-        if self.balanced:
-            places = balanced_order(self.seed, epoch, self.labels)
-        else:
-            places = order(self.seed, epoch, self.n)
-        if self.repeats > 1:
-            places = np.repeat(places[: -(-self.n // self.repeats)], self.repeats)[: self.n]
-        elif not self.balanced:
-            return places, np.zeros_like(places)
-        return places, occurrences(places)
-
-
-def _stream(of: _Epochs, batch_size: int, start: int, stop: int | None) -> Iterator[_Request]:
+def _stream(of: Epochs, batch_size: int, start: int, stop: int | None) -> Iterator[_Request]:
     n, position, epoch = of.n, start, -1
     places = again = np.empty(0, np.int64)
     while stop is None or position < stop:
@@ -196,17 +194,32 @@ def _stream(of: _Epochs, batch_size: int, start: int, stop: int | None) -> Itera
             )
             position += len(indices)
         epochs, indices, repeats, at = map(np.concatenate, zip(*parts, strict=True))
+        request = _Request(epochs, indices, began, first, repeats)
         if of.repeats > 1:  # first all pictures of the batch once, then all of them again, ...
-            spread = np.argsort(at % of.repeats, kind="stable")
-            epochs, indices, repeats = epochs[spread], indices[spread], repeats[spread]
-        yield _Request(epochs, indices, repeats, began, first)
+            request = request.rows(np.argsort(at % of.repeats, kind="stable"))
+        yield request
 
 
 def _once(n: int, batch_size: int) -> Iterator[_Request]:
     for begin in range(0, n, batch_size):
         indices = np.arange(begin, min(begin + batch_size, n))
         zeros = np.zeros_like(indices)
-        yield _Request(zeros, indices, zeros, 0, begin)
+        yield _Request(zeros, indices, 0, begin, zeros)
+
+
+def _of_stream(
+    stream: Stream, batches: Iterable[tuple[np.ndarray, list[Item], int]]
+) -> Iterator[_Request]:
+    for epochs, items, position in batches:
+        indices = np.array([item.index for item in items])
+        yield _Request(
+            epochs,
+            indices,
+            int(epochs[0]),
+            position,
+            np.zeros_like(indices),
+            Handful(stream, items),
+        )
 
 
 class _Making(Dataset):
@@ -214,7 +227,7 @@ class _Making(Dataset):
 
     def __init__(
         self,
-        source: Source,
+        source: Source | Stream,
         preprocessing: Preprocessing,
         augment: Augment | None,
         seed: int,
@@ -226,32 +239,35 @@ class _Making(Dataset):
     def __getitem__(self, index: _Request) -> dict[str, Any]:
         """The fields of a `Batch`, tensors as arrays: those cross between processes by a pipe."""
         request = index
-        images = self._as_they_are(request.indices)
+        if request.handful is not None:
+            source, places = request.handful, np.arange(len(request.indices))
+        else:
+            source, places = self.source, request.indices
+        assert isinstance(source, Source)
+        images = self._as_they_are(source, places)
         good, skipped = np.arange(len(request.indices)), []
         if images is None:
             pictures, kept = [], []
-            wanted = (request.epochs, request.indices, request.repeats)
-            for place, (epoch, i, repeat) in enumerate(
-                zip(*map(np.ndarray.tolist, wanted), strict=True)
-            ):
+            wanted = (places, request.epochs, request.indices, request.repeats)
+            columns = zip(*map(np.ndarray.tolist, wanted), strict=True)
+            for place, (i, *drawing) in enumerate(columns):
                 try:
-                    pictures.append(self._picture(epoch, i, repeat))
+                    pictures.append(self._picture(source.image(i), *drawing))
                     kept.append(place)
                 except Error as error:
-                    skipped.append((self.source.keys[i], str(error)))
+                    skipped.append((source.keys[i], str(error)))
             images = (
                 np.stack(pictures)
                 if pictures
                 else np.zeros((0, *self.preprocessing.size, 3), np.uint8)
             )
             good = np.array(kept, np.int64)
-        indices = request.indices[good]
-        labels = self.source.labels[indices]
+        labels = source.labels[places[good]]
         return {
             "images": images,
-            "labels": labels.astype(np.float32) if self.source.multi_label else labels,
-            "keys": [self.source.keys[i] for i in indices.tolist()],
-            "indices": indices,
+            "labels": labels.astype(np.float32) if source.multi_label else labels,
+            "keys": [source.keys[i] for i in places[good].tolist()],
+            "indices": request.indices[good],
             "skipped": skipped,
             "epochs": request.epochs[good],
             "repeats": request.repeats[good],
@@ -259,18 +275,17 @@ class _Making(Dataset):
             "position": request.position,
         }
 
-    def _as_they_are(self, indices: np.ndarray) -> np.ndarray | None:
+    def _as_they_are(self, source: Source, indices: np.ndarray) -> np.ndarray | None:
         """All pictures at once, where they need nothing: several times faster on small ones."""
         if self.augment is not None and not self.augment.nothing:
             return None
-        images = self.source.arrays(indices)
+        images = source.arrays(indices)
         wanted = self.preprocessing
         if images is None or images.shape[1:3] != wanted.size or wanted.crop != 1:
             return None
         return images
 
-    def _picture(self, epoch: int, i: int, repeat: int) -> np.ndarray:
-        image = self.source.image(i)
+    def _picture(self, image: bytes | np.ndarray, epoch: int, i: int, repeat: int) -> np.ndarray:
         if self.augment is None:
             # Full decode: the same pixels as anybody gets who uses `Preprocessing` on the file.
             return self.preprocessing.geometry(self._decoded(image, None))
@@ -308,7 +323,8 @@ def _made(
 def _by_workers(
     making: _Making, requests: Iterable[_Request], workers: int
 ) -> Iterator[dict[str, Any]]:
-    making.source.ready()
+    if isinstance(making.source, Source):
+        making.source.ready()
     loader = DataLoader(
         making,
         sampler=requests,

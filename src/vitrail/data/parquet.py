@@ -2,9 +2,9 @@
 
 A row group is what parquet can read at once, and an epoch goes through the rows in a random order.
 So a split whose pictures take at most `HELD` bytes is read into memory once, before workers are
-forked, and shared by them; of a larger one each process keeps the row groups that it used last,
-and pays for a whole row group at almost every picture: small row groups, shards or ``hf:`` are
-better then (docs/data.md has figures).
+forked, and shared by them. Of a larger one each process keeps the row groups that it used last;
+in a uniform order it pays for a whole row group at almost every picture, in a nearby one
+(``sampling="nearby"``) for each row group once an epoch. docs/data.md has figures.
 """
 
 import os
@@ -106,7 +106,10 @@ class ParquetSource(Source):
         self.groups, self.ends = groups, np.cumsum(groups[:, 2])
         self.keys, self.labels, self.classes = keys, as_labels(labels), tuple(classes)
         self.ignored = tuple(ignored)
-        self.held = int(groups[:, 3].sum()) <= HELD
+        total = int(groups[:, 3].sum())
+        self.held = total <= HELD
+        # Half of what is kept: the row groups at both ends of a window are needed as well.
+        self.window = max(1, RECENT // 2 * len(self.labels) // max(1, total))
         self._forget()
 
     def _forget(self) -> None:
@@ -132,6 +135,10 @@ class ParquetSource(Source):
         if len(data) > MAX_BYTES:
             raise Error(f"{len(data) / 2**20:.0f} MiB, over the limit of {MAX_BYTES // 2**20} MiB")
         return data
+
+    def runs(self) -> np.ndarray:
+        """The row group of each picture."""
+        return np.repeat(np.arange(len(self.groups)), self.groups[:, 2])
 
     def size(self, i: int) -> int:
         """The length of the i-th picture in bytes; in a split too large to be held, the length of

@@ -118,6 +118,10 @@ class ShardSource(Source):
         except OSError as error:
             raise Error((error.strerror or str(error)).lower()) from None
 
+    def runs(self) -> np.ndarray:
+        """The archive of each picture."""
+        return self.index[:, 0]
+
     def size(self, i: int) -> int:
         """The number of bytes of the i-th picture."""
         return int(self.index[i, 2])

@@ -105,6 +105,8 @@ def train(
             image_column=image_column,
             label_column=label_column,
         )
+    if opened.parts.train.multi_label:
+        raise Error(f"{data}: there is no recipe yet for pictures with several labels")
     situation = Situation(
         model=start,
         examples=len(opened.parts.train),

@@ -171,7 +171,7 @@ def test_numbers_in_a_table_are_places_in_a_map_unless_they_are_names(tmp_path):
     assert (source.classes, source.labels.tolist()) == (("x", "y", "z"), [0, 1, 2])
     source = open_source(tmp_path / "t.csv", classes=["2", "1", "0"])
     assert source.labels.tolist() == [2, 1, 0]
-    with pytest.raises(Error, match=r"a label is 2, but there are 2 classes, counted from 0 \(x, y"):
+    with pytest.raises(Error, match=r"a label is 2, but there are 2 classes, counted from 0 \(x"):
         open_source(tmp_path / "t.csv", classes=["x", "y"])
 
 

@@ -205,6 +205,24 @@ def test_a_source_may_be_sent_to_another_process(tmp_path):
     assert pickle.loads(sent).image(0) == PNG[3]
 
 
+@pytest.mark.parametrize("sampling", ["uniform", "nearby"])
+def test_the_order_goes_on_at_ten_random_places_of_a_thousand(tmp_path, sampling):
+    pictures = [encoded(smooth(2, 2, seed=k)) for k in range(1000)]
+    write_parquet(tmp_path / "a.parquet", pictures, [0, 1] * 500, CAT_DOG, row_group_size=100)
+
+    def keys(start: int) -> list[str]:
+        batches = train_batches(
+            open_source(tmp_path / "a.parquet"), Preprocessing(size=(2, 2)), None, 64, seed=3,
+            start_sample=start, stop_sample=1500, sampling=sampling,
+        )  # fmt: skip
+        return [key for batch in batches for key in batch.keys]
+
+    whole = keys(0)
+    assert sorted(whole[:1000]) == sorted(open_source(tmp_path / "a.parquet").keys)
+    for start in np.random.default_rng(0).integers(1, 1000, 10).tolist():
+        assert keys(start) == whole[start:]
+
+
 def test_a_changed_picture_is_noticed_without_reading_all(tmp_path, monkeypatch):
     monkeypatch.setattr(parquet, "HELD", 0)
     path = tmp_path / "a.parquet"

@@ -97,9 +97,9 @@ class Source:
         raise NotImplementedError
 
     def size(self, i: int) -> int:
-        """A number that changes when the picture does, as far as that shows without reading it.
+        """How many bytes the i-th picture takes, encoded or as an array; -1: there is no file.
 
-        Its length in bytes, encoded or as an array (-1: there is no file), where that is known.
+        Where that is not known without reading it: of the smallest part of which it is.
         """
         raise NotImplementedError
 
@@ -133,9 +133,8 @@ class Source:
         moves at most one other image of its class across the cut. At least one image of every
         class lands on each side.
 
-        Where a picture has several labels it counts as one of the rarest of them (of equally rare
-        ones the first; without a label, as one of "none"), and the share is cut off each of these
-        groups; a group of a single picture stays whole.
+        A picture of several labels counts as one of the rarest of them (of equally rare ones the
+        first; without any, of a group of its own); a group of a single picture stays whole.
 
         Raises:
             Error: a class with a single image, or a fraction that is none.
@@ -373,8 +372,7 @@ def _classes_of(
         names = [str(label) for label in labels]
         known = tuple(sorted(set(names)) if classes is None else classes)
         index = {name: k for k, name in enumerate(known)}
-        unknown = sorted(set(names) - set(index))
-        if unknown:
+        if unknown := sorted(set(names) - set(index)):
             raise Error(f"{name}: labels that are not among the classes: {listing(unknown)}")
         return known, np.array([index[label] for label in names], np.int64)
     if labels.ndim == 2:

@@ -84,6 +84,8 @@ def of_folder(root: Path, suffix: str) -> Pieces | None:
     """The files of a folder that end in ``suffix``; None: it has none, or is a class folder."""
     folders, files = entries(root)
     wanted = [root / name for name in files if name.lower().endswith(suffix)]
+    if not wanted and not any(name.lower() in (*SPLITS, "data") for name in folders):
+        return None  # before a million pictures are listed in vain
     inner: list[Path] = []
     others = [name for name in files if not name.lower().endswith(suffix)]
     for name in folders:

@@ -197,6 +197,13 @@ def test_row_groups_are_read_once_where_they_fit_and_few_are_kept_where_not(
         assert source.size(0) == source.size(2) == source.groups[0, 3]  # of the row group
 
 
+def test_a_row_group_too_large_for_the_memory_is_refused(tmp_path, monkeypatch):
+    source = open_source(write_parquet(tmp_path / "a.parquet", PNG, [0, 1] * 6, CAT_DOG))
+    monkeypatch.setattr(parquet, "MAX_GROUP", 1000)
+    with pytest.raises(Error, match=r"a row group of .* GiB: write the file in smaller ones"):
+        source.example(0)
+
+
 def test_a_source_may_be_sent_to_another_process(tmp_path):
     source = open_source(write_parquet(tmp_path / "a.parquet", PNG, [0, 1] * 6, CAT_DOG))
     assert source.image(3) == PNG[3]

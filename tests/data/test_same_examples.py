@@ -1,5 +1,6 @@
 """The same pictures give the same examples and batches, however they are laid out."""
 
+import copy
 import csv
 import json
 from pathlib import Path
@@ -13,6 +14,7 @@ from tests.data.layouts import class_label, write_parquet, write_shard
 from tests.data.pictures import write_classes
 from vitrail.data.decode import decode
 from vitrail.data.loader import eval_batches, train_batches
+from vitrail.data.scan import readable, scan
 from vitrail.data.sources import open_source, open_splits
 from vitrail.data.transforms import Augment
 from vitrail.kit.preprocess import Preprocessing
@@ -145,6 +147,33 @@ def test_all_sources_give_the_same_examples_and_batches(
                 assert torch.equal(getattr(batch, name), getattr(other, name)), (workers, name)
     for batch, other in zip(eval_batches(source, SIZE, 6), eval_batches(one, SIZE, 6), strict=True):
         assert torch.equal(batch.images, other.images)
+
+
+@pytest.mark.parametrize("kind", ["shards cls", "parquet", "hf saved"])
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_damaged_picture_is_left_out_and_named_by_every_source(
+    kind, workers, pictures, tmp_path, monkeypatch
+):
+    monkeypatch.setenv("VITRAIL_CACHE", str(tmp_path / "cache"))
+    damaged = copy.copy(pictures)
+    damaged.data = [d[:-20] if i == 5 else d for i, d in enumerate(pictures.data)]
+    (tmp_path / "whole").mkdir()
+    (tmp_path / "torn").mkdir()
+    whole, torn = (
+        open_source(lay_out(kind, one, tmp_path / name)[0])
+        for name, one in (("whole", pictures), ("torn", damaged))
+    )
+    found = scan(torn)
+    assert found.unreadable == ((torn.keys[5], "the file is cut short"),)
+    assert len(readable(torn, found)) == 15
+    words = {"seed": 3, "stop_sample": 32, "workers": workers}
+    ours = list(train_batches(torn, SIZE, STRONG, 8, **words))
+    theirs = list(train_batches(whole, SIZE, STRONG, 8, **words))
+    assert [pair for b in ours for pair in b.skipped] == [found.unreadable[0]] * 2
+    for batch, other in zip(ours, theirs, strict=True):
+        kept = other.indices != 5
+        assert torch.equal(batch.images, other.images[kept])
+        assert torch.equal(batch.indices, other.indices[kept])
 
 
 @pytest.mark.parametrize("kind", ["folder", "csv", "shards txt", "parquet", "hf saved", "arrays"])

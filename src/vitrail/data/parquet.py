@@ -24,6 +24,7 @@ from vitrail.kit.errors import Error, listing
 
 HELD = 2**30  # bytes
 RECENT = 128 * 2**20  # bytes of row groups that a process keeps of a larger split
+MAX_GROUP = 2 * 2**30  # bytes of pictures in a row group
 _MOST_OPEN = 32
 
 
@@ -164,7 +165,11 @@ class ParquetSource(Source):
         """The pictures of a row group, an array of Arrow's."""
         found = self._recent.get(group)
         if found is None:
-            file, number = self.groups[group, :2].tolist()
+            file, number, _, size = self.groups[group].tolist()
+            if size > MAX_GROUP:
+                raise Error(
+                    f"a row group of {size / 2**30:.1f} GiB: write the file in smaller ones"
+                )
             found = self._recent[group] = self._read(self.files[file], number)
             while not self.held and len(self._recent) > 1 and self._bytes() > RECENT:
                 self._recent.popitem(last=False)

@@ -239,11 +239,7 @@ class _Making(Dataset):
     def __getitem__(self, index: _Request) -> dict[str, Any]:
         """The fields of a `Batch`, tensors as arrays: those cross between processes by a pipe."""
         request = index
-        if request.handful is not None:
-            source, places = request.handful, np.arange(len(request.indices))
-        else:
-            source, places = self.source, request.indices
-        assert isinstance(source, Source)
+        source, places = self._of(request)
         images = self._as_they_are(source, places)
         good, skipped = np.arange(len(request.indices)), []
         if images is None:
@@ -274,6 +270,13 @@ class _Making(Dataset):
             "epoch": request.epoch,
             "position": request.position,
         }
+
+    def _of(self, request: _Request) -> tuple[Source, np.ndarray]:
+        """Where the samples of a request are: the source, and their places in it."""
+        if isinstance(self.source, Source):
+            return self.source, request.indices
+        assert request.handful is not None
+        return request.handful, np.arange(len(request.indices))
 
     def _as_they_are(self, source: Source, indices: np.ndarray) -> np.ndarray | None:
         """All pictures at once, where they need nothing: several times faster on small ones."""

@@ -21,9 +21,9 @@ class Purpose(IntEnum):
     SAMPLE = 2
     MIX = 3
     DROP_PATH = 4
-    BALANCE = 5
-    NEARBY = 6
-    WINDOW = 7
+    BALANCE = 6
+    NEARBY = 7
+    WINDOW = 8
 
 
 def _philox(
@@ -137,12 +137,22 @@ def drop_path_draws(
         sites: how many places of the model may drop a sample.
         repeats: how often each came before in its epoch (`Batch.repeats`); None: never.
     """
+    return _rows(seed, Purpose.DROP_PATH, epochs, indices, sites, repeats)
+
+
+def _rows(
+    seed: int,
+    purpose: Purpose,
+    epochs: Iterable[int],
+    indices: Iterable[int],
+    count: int,
+    repeats: Iterable[int] | None,
+) -> np.ndarray:
+    """Float32 [b count], each row from the stream of its sample."""
     places = list(zip(epochs, indices, strict=True))
     again = [0] * len(places) if repeats is None else list(repeats)
     rows = [
-        np.random.Generator(
-            _philox(seed, Purpose.DROP_PATH, int(epoch), int(i), int(repeat))
-        ).random(sites)
+        np.random.Generator(_philox(seed, purpose, int(epoch), int(i), int(repeat))).random(count)
         for (epoch, i), repeat in zip(places, again, strict=True)
     ]
-    return np.array(rows, np.float32).reshape(len(rows), sites)
+    return np.array(rows, np.float32).reshape(len(rows), count)

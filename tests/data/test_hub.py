@@ -248,3 +248,15 @@ def test_a_folder_of_pictures_can_be_streamed(tmp_path):
     (batch,) = eval_batches(open_stream(f"hf:{tmp_path}/pictures"), SIZE, 8)
     assert batch.labels.tolist() == [0, 0, 0, 1, 1]
     assert json.dumps(batch.keys)
+
+
+@pytest.mark.parametrize(
+    ("missing", "spec", "match"),
+    [
+        ("datasets", "hf:beans", r"hf:beans needs datasets: pip install 'vitrail\[hf\]'"),
+        ("pyarrow", "{set}/data", r"reading parquet needs pyarrow: pip install 'vitrail\[hf\]'"),
+    ],
+)
+def test_an_extra_that_is_missing_is_named(folder, monkeypatch, missing, spec, match):
+    monkeypatch.setitem(sys.modules, missing, None)
+    refused(spec.format(set=folder), match)

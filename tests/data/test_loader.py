@@ -12,7 +12,8 @@ import pytest
 import torch
 from PIL import Image
 
-from tests.data.pictures import encoded, write_classes
+from tests.data.layouts import write_shard
+from tests.data.pictures import encoded, smooth, write_classes
 from vitrail.data import fashion
 from vitrail.data.decode import decode
 from vitrail.data.examples import ArraySource
@@ -335,3 +336,106 @@ def test_decoding_with_workers_leaves_memory_flat(folder):
 
 def _resident(process: str) -> float:
     return int(Path(f"/proc/{process}/statm").read_text().split()[1]) * 4096 / 2**20
+
+
+# --- other ways of sampling ------------------------------------------------------------------
+
+
+def test_balanced_batches_go_on_anywhere_and_draw_anew_for_every_use(folder):
+    (folder / "c").rename(folder / "z")
+    for file in sorted((folder / "z").iterdir())[2:]:
+        file.unlink()
+    source = open_source(folder)  # 9, 8 and 2
+    words = {"seed": 5, "sampling": "balanced"}
+    whole = first(train_batches(source, SIZE, STRONG, 7, **words), 9)
+    for workers in (0, 2):
+        rest = train_batches(source, SIZE, STRONG, 7, start_sample=28, workers=workers, **words)
+        assert_same(first(rest, 5), whole[4:])
+    epoch = first(train_batches(source, SIZE, STRONG, 19, **words), 1)[0]
+    assert sorted(np.bincount(epoch.labels).tolist()) == [6, 6, 7]
+    small = epoch.indices >= 17
+    assert sorted(epoch.repeats[epoch.indices == 17].tolist()) == [0, 1, 2]
+    views = epoch.images[small].flatten(1)
+    assert len(torch.unique(views, dim=0)) == len(views)
+
+
+@pytest.mark.parametrize(("repeats", "batch_size"), [(2, 8), (3, 6), (3, 7)])
+def test_repeated_augmentation(folder, repeats, batch_size):
+    source = open_source(folder)
+    n = len(source)
+    made = list(
+        train_batches(source, SIZE, STRONG, batch_size, seed=4, repeats=repeats, stop_sample=2 * n)
+    )
+    for epoch in range(2):
+        used = torch.cat([batch.indices[batch.epochs == epoch] for batch in made])
+        distinct = -(-n // repeats)
+        assert len(used) == n
+        assert set(used.tolist()) == set(order(4, epoch, n)[:distinct].tolist())
+        assert np.bincount(used).max() == repeats
+    batch = made[0]
+    if batch_size % repeats == 0:
+        group = batch_size // repeats
+        expected = order(4, 0, n)[:group].tolist()
+        assert batch.indices.tolist() == expected * repeats
+        assert batch.repeats.tolist() == [r for r in range(repeats) for _ in range(group)]
+        # mixup's partner is the one before: never the picture itself
+        assert (batch.indices != batch.indices.roll(1)).all()
+    same = batch.indices == batch.indices[0]
+    views = batch.images[same].flatten(1)
+    assert len(views) == repeats
+    assert len(torch.unique(views, dim=0)) == len(views)
+    # The first use of a picture is augmented as it is without repeats.
+    plain = first(train_batches(source, SIZE, STRONG, n, seed=4), 1)[0]
+    at = plain.indices.tolist().index(int(batch.indices[0]))
+    assert torch.equal(batch.images[0], plain.images[at])
+    for workers in (0, 2):
+        rest = train_batches(
+            source, SIZE, STRONG, batch_size, seed=4, repeats=repeats, stop_sample=2 * n,
+            start_sample=2 * batch_size, workers=workers,
+        )  # fmt: skip
+        assert_same(list(rest), made[2:])
+
+
+def test_nearby_batches_read_each_shard_in_turn(tmp_path):
+    for k in range(4):
+        samples = [
+            (f"{i}", {"png": encoded(smooth(seed=10 * k + i)), "cls": str(i % 2)})
+            for i in range(10)
+        ]
+        write_shard(tmp_path / f"{k}.tar", samples)
+    source = open_source(tmp_path)
+    source.window = 10
+    half = source.subset(range(0, 40, 2))
+    for one, per_shard in ((source, 10), (half, 5)):
+        one.window = per_shard
+        batches = list(
+            train_batches(
+                one, SIZE, STRONG, per_shard, sampling="nearby", workers=1, stop_sample=len(one)
+            )
+        )
+        shards = [{key.split("/")[0] for key in batch.keys} for batch in batches]
+        assert all(len(names) == 1 for names in shards)
+        assert set.union(*shards) == {"0.tar", "1.tar", "2.tar", "3.tar"}
+
+
+@pytest.mark.parametrize(
+    ("words", "match"),
+    [
+        ({"sampling": "even"}, "sampling is uniform, balanced, nearby, not 'even'"),
+        ({"repeats": 0}, "used at least once, not 0 times"),
+    ],
+)
+def test_wrong_ways_of_sampling(folder, words, match):
+    with pytest.raises(Error, match=match):
+        train_batches(open_source(folder), SIZE, None, 4, **words)
+
+
+def test_several_labels_a_picture():
+    images = np.zeros((6, 4, 4, 3), np.uint8)
+    hot = np.array([[1, 0, 1], [0, 0, 0], [0, 1, 0], [1, 1, 1], [0, 0, 1], [0, 0, 0]], np.uint8)
+    source = ArraySource(images, hot, ["a", "b", "c"])
+    batch = next(train_batches(source, Preprocessing(size=(4, 4)), None, 4, seed=1))
+    assert batch.labels.dtype == torch.float32
+    assert batch.labels.tolist() == hot[order(1, 0, 6)[:4]].tolist()
+    with pytest.raises(Error, match="cannot be drawn so that every label is equally frequent"):
+        train_batches(source, SIZE, None, 4, sampling="balanced")

@@ -265,22 +265,17 @@ def test_a_split_that_does_not_exist(flat):
 @pytest.mark.parametrize(
     ("name", "match"),
     [
-        ("a.parquet", ".parquet files are not supported yet: give a class folder, or a CSV"),
-        ("a.tar", ".tar files are not supported yet"),
-        ("a.zip", ".zip files are not supported yet"),
+        ("a.parquet", "a.parquet: no parquet file that can be read"),
+        ("a.tar", "a.tar: no tar archive"),
+        ("a.tgz", "a compressed archive has no places to seek to: decompress it"),
+        ("a.zip", "a file of an unknown kind"),
         ("a.jpg", "one picture, where DATA is a folder"),
-        ("a.xyz", "a file of an unknown kind; DATA is a class folder, or a file that ends in .csv"),
+        ("a.xyz", "of an unknown kind; DATA is a class folder, or a file that ends in .csv, .tsv"),
     ],
 )
 def test_files_of_another_kind(tmp_path, name, match):
     (tmp_path / name).write_bytes(b"?")
     refused(tmp_path / name, match)
-
-
-def test_parquet_folders_and_hub_names_are_not_supported_yet(tmp_path):
-    (tmp_path / "train-000.parquet").write_bytes(b"PAR1")
-    refused(tmp_path, r"parquet and tar files \(train-000.parquet\) are not supported yet")
-    refused("hf:beans", "hub are not supported yet: give a class folder")
 
 
 def test_a_folder_that_may_not_be_read(flat):
@@ -345,7 +340,9 @@ def test_other_column_names(flat):
 @pytest.mark.parametrize(
     ("name", "text", "match"),
     [
-        ("t.csv", "path,labels\nx.png,a\n", "no column 'label' .*; did you mean 'labels'"),
+        ("t.csv", "path,labell\nx.png,a\n", "no column 'label' .*; did you mean 'labell'"),
+        ("t.jsonl", '{"path": "x", "labels": 3}', "labels is a list of labels, not 3"),
+        ("t.jsonl", '{"path": "x", "labels": [["a"]]}', "labels is a list of labels, not of lists"),
         ("t.csv", "", "no column 'path'"),
         ("t.csv", "path,label\n", "no rows"),
         ("t.csv", "path,label\ncat/000.png,\n", "line 2: the label is empty"),

@@ -5,7 +5,7 @@ from __future__ import annotations  # hints name tyro, which is imported when th
 import json
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from vitrail import __version__
 from vitrail.cli.arguments import arg
@@ -28,6 +28,9 @@ def evaluate(
     which: Literal["final", "best"] = "final",
     batch_size: int = 64,
     workers: int = 0,
+    classes: Annotated[Path | None, arg("FILE")] = None,
+    image_column: Annotated[str | None, arg("NAME")] = None,
+    label_column: Annotated[str | None, arg("NAME")] = None,
     device: Annotated[Literal["cpu", "cuda"] | None, arg("cpu|cuda")] = None,
     json: bool = False,
     out: Annotated[Path | None, arg("DIR")] = None,
@@ -44,6 +47,9 @@ def evaluate(
         which: The weights of the last step, or the best on validation.
         batch_size: Images at a time.
         workers: Processes that decode images.
+        classes: Names of the data's class numbers, as for train.
+        image_column: The column or shard field of the pictures; found by default.
+        label_column: The column or shard field of the labels; found by default.
         device: The best there is by default.
         json: Print one JSON object on stdout.
         out: A folder for evaluation.json and report.html.
@@ -56,7 +62,16 @@ def evaluate(
     if out is not None:
         _check_evaluation_folder(out, data)
     opened = load_model(source, name=model, which=which).to(pick_device(device))
-    images, note = _split_to_measure(source, data, split)
+    images, note = _split_to_measure(
+        source,
+        data,
+        split,
+        classes=classes,
+        image_column=image_column,
+        label_column=label_column,
+    )
+    if images.multi_label:
+        raise Error(f"{data}: pictures with several labels cannot be evaluated yet")
     batches = eval_batches(images, opened.preprocessing, batch_size, workers=workers)
     result = measure(opened, batches, images.classes)
     if note:
@@ -70,8 +85,11 @@ def evaluate(
     return 0
 
 
-def _split_to_measure(model: str, data: str, split: str) -> tuple[Source, str]:
-    """The images to measure a model on, and a note where they are not plainly what was asked."""
+def _split_to_measure(model: str, data: str, split: str, **options: Any) -> tuple[Source, str]:
+    """The images to measure a model on, and a note where they are not plainly what was asked.
+
+    ``options`` are `open_splits`'s own.
+    """
     from vitrail.data.folder import SPLITS
     from vitrail.data.sources import missing_split, open_splits
     from vitrail.weights.read import description_of
@@ -79,12 +97,12 @@ def _split_to_measure(model: str, data: str, split: str) -> tuple[Source, str]:
     wanted = SPLITS.get(split.lower())
     if wanted is None:
         raise Error(f"no split is called {split!r}: it is train, val or test")
-    splits = open_splits(data, least_classes=1)
+    splits = open_splits(data, least_classes=1, **options)
     if wanted not in splits and wanted == "val":
         # The share that training held out is a function of its recorded fraction and seed.
         facts = (description_of(model) or {}).get("data", {})
         fraction, seed = facts.get("val_fraction", 0), facts.get("split_seed", 0)
-        splits = open_splits(data, val_fraction=fraction, seed=seed, least_classes=1)
+        splits = open_splits(data, val_fraction=fraction, seed=seed, least_classes=1, **options)
     if wanted not in splits and list(splits) == ["train"] and wanted == "test":
         return splits["train"], (
             f"{data} has no splits: all of its images are measured, also any that the model was "

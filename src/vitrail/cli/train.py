@@ -26,6 +26,9 @@ def train(
     workers: int = 0,
     save_every: Annotated[int | None, arg("STEPS")] = None,
     val_fraction: Annotated[float | None, arg("X")] = None,
+    classes: Annotated[Path | None, arg("FILE")] = None,
+    image_column: Annotated[str | None, arg("NAME")] = None,
+    label_column: Annotated[str | None, arg("NAME")] = None,
     device: Annotated[Literal["cpu", "cuda"] | None, arg("cpu|cuda")] = None,
     precision: Literal["fp32", "bf16", "fp16", "fp64"] = "fp32",
     compile: bool = False,
@@ -42,7 +45,8 @@ def train(
     Example: vitrail train photos/ --model vit_tiny_patch16_224 --out runs/photos
 
     Args:
-        data: A class folder (or train/, val/, test/ of such), CSV or JSONL, or demo:fashion.
+        data: A class folder (or train/, val/, test/ of such), CSV or JSONL, tar shards, parquet,
+            hf:NAME, or demo:fashion.
         out: Where the model, the records and the report go. A folder of its own.
         model: From `vitrail models`; by default that of --weights, or vit_tiny_patch16_224.
         weights: A model folder or a checkpoint file to start from.
@@ -56,6 +60,9 @@ def train(
         workers: Processes that decode images; 0 decodes in the main one.
         save_every: Steps between checkpoints; a tenth of the run by default, at most 500.
         val_fraction: Share of train to validate on, where there is no val; 0.1 by default.
+        classes: Class names in order, one a line, or JSON {name: number}; by default the data's.
+        image_column: The column or shard field of the pictures; found by default.
+        label_column: The column or shard field of the labels; found by default.
         device: The best there is by default.
         precision: Of the arithmetic.
         compile: Run the model through torch.compile.
@@ -84,6 +91,9 @@ def train(
         workers=workers,
         save_every=save_every,
         val_fraction=val_fraction,
+        classes=classes,
+        image_column=image_column,
+        label_column=label_column,
         device=device,
         precision=precision,
         compile=compile,

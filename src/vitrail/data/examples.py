@@ -1,24 +1,25 @@
 """Sources of examples: pictures in files or in arrays, with labels, class names and keys.
 
 A `Source` is indexable and cheap to copy into worker processes: keys lie in one block of bytes and
-labels in one array, because a list of a million strings is copied page by page as soon as a forked
-worker counts references in it.
+labels in one array.
 """
 
 import copy
 import hashlib
-import itertools
 import os
 import stat
-from array import array
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Self, overload
+from typing import Self
 
 import numpy as np
 
+from vitrail.data.keys import Keys, Picked
+from vitrail.data.labels import count_labels
 from vitrail.kit.errors import Error, listing
+
+__all__ = ["ArraySource", "Example", "FileSource", "Keys", "Source", "read_file"]
 
 MAX_BYTES = 256 * 2**20  # of one file
 
@@ -29,69 +30,15 @@ class Example:
 
     Attributes:
         image: the encoded file (bytes), or uint8 [h w 3].
-        label: index into the source's classes.
+        label: index into the source's classes; -1 in a multi-label source.
         key: the picture's name: its path relative to the data.
+        labels: all of its indices into the classes: one, or any number in a multi-label source.
     """
 
     image: bytes | np.ndarray
     label: int
     key: str
-
-
-class Keys(Sequence[str]):
-    """Many names in one block of bytes.
-
-    File names need not be UTF-8: `__getitem__` gives a name fit to print and to write as JSON,
-    `path` the exact one.
-    """
-
-    def __init__(self, names: Iterable[str]):
-        encoded = [name.encode("utf-8", "surrogateescape") for name in names]
-        self._block = b"".join(encoded)
-        self._ends = array("q", itertools.accumulate(map(len, encoded), initial=0))
-
-    def __len__(self) -> int:
-        return len(self._ends) - 1
-
-    def raw(self, i: int) -> bytes:
-        """The i-th name's bytes."""
-        if i < 0:
-            i += len(self)
-        if i < 0:
-            raise IndexError(i)
-        return self._block[self._ends[i] : self._ends[i + 1]]
-
-    def path(self, i: int) -> str:
-        """The i-th name as the file system has it."""
-        return self.raw(i).decode("utf-8", "surrogateescape")
-
-    @overload
-    def __getitem__(self, i: int) -> str: ...
-    @overload
-    def __getitem__(self, i: slice) -> list[str]: ...
-    def __getitem__(self, i: int | slice) -> str | list[str]:
-        if isinstance(i, slice):
-            return [self[j] for j in range(*i.indices(len(self)))]
-        return self.raw(i).decode("utf-8", "backslashreplace")
-
-
-class _Picked(Sequence[str]):
-    """Some of another sequence's names."""
-
-    def __init__(self, names: Sequence[str], indices: np.ndarray):
-        self.names, self.indices = names, indices
-
-    def __len__(self) -> int:
-        return len(self.indices)
-
-    @overload
-    def __getitem__(self, i: int) -> str: ...
-    @overload
-    def __getitem__(self, i: slice) -> list[str]: ...
-    def __getitem__(self, i: int | slice) -> str | list[str]:
-        if isinstance(i, slice):
-            return [self.names[j] for j in self.indices[i]]
-        return self.names[self.indices[i]]
+    labels: tuple[int, ...] = ()
 
 
 class Source:
@@ -100,9 +47,10 @@ class Source:
     Attributes:
         name: what the user called it, for messages.
         classes: the class names; a label is an index into them.
-        labels: int64 [n].
+        labels: int64 [n]; multi-hot uint8 [n k] where a picture has any number of labels.
         keys: n names.
         ignored: names of files found among the pictures that are none.
+        window: how many pictures `draws.nearby_order` shuffles together.
     """
 
     name: str
@@ -110,9 +58,35 @@ class Source:
     labels: np.ndarray
     keys: Sequence[str]
     ignored: tuple[str, ...] = ()
+    window: int = 4096
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    @property
+    def multi_label(self) -> bool:
+        """Whether a picture has any number of labels, and `labels` is multi-hot."""
+        return self.labels.ndim == 2
+
+    def counts(self) -> np.ndarray:
+        """How many pictures have each class, int64 [k]."""
+        return count_labels(self.labels, len(self.classes))
+
+    def label_names(self, i: int) -> str:
+        """The name of the i-th picture's class; of several, joined by ``|``."""
+        if not self.multi_label:
+            return self.classes[int(self.labels[i])]
+        return "|".join(self.classes[k] for k in np.flatnonzero(self.labels[i]))
+
+    def runs(self) -> np.ndarray:
+        """Which pictures are best read together: int64 [n], the number of each one's run.
+
+        A run is a shard or a row group; where every picture is reached alone, all are one.
+        """
+        return np.zeros(len(self), np.int64)
+
+    def ready(self) -> None:
+        """Do now what worker processes would else do each for itself; called before they start."""
 
     def image(self, i: int) -> bytes | np.ndarray:
         """The i-th picture: its encoded bytes, or uint8 [h w 3].
@@ -123,7 +97,10 @@ class Source:
         raise NotImplementedError
 
     def size(self, i: int) -> int:
-        """How many bytes the i-th picture takes, encoded or as an array; -1: there is no file."""
+        """How many bytes the i-th picture takes, encoded or as an array; -1: there is no file.
+
+        Where that is not known without reading it: of the smallest part of which it is.
+        """
         raise NotImplementedError
 
     def arrays(self, indices: np.ndarray) -> np.ndarray | None:
@@ -140,7 +117,10 @@ class Source:
             image = self.image(i)
         except Error as error:
             raise Error(f"{self.keys[i]}: {error}") from None
-        return Example(image, int(self.labels[i]), self.keys[i])
+        if self.multi_label:
+            return Example(image, -1, self.keys[i], tuple(np.flatnonzero(self.labels[i]).tolist()))
+        label = int(self.labels[i])
+        return Example(image, label, self.keys[i], (label,))
 
     def subset(self, indices: Sequence[int] | np.ndarray) -> "Source":
         """A view of these examples, in this order."""
@@ -153,22 +133,27 @@ class Source:
         moves at most one other image of its class across the cut. At least one image of every
         class lands on each side.
 
+        A picture of several labels counts as one of the rarest of them (of equally rare ones the
+        first; without any, of a group of its own); a group of a single picture stays whole.
+
         Raises:
             Error: a class with a single image, or a fraction that is none.
         """
         if not 0 < fraction < 1:
             raise Error(f"the share to cut off lies between 0 and 1, not at {fraction}")
-        counts = np.bincount(self.labels, minlength=len(self.classes))
-        single = [self.classes[k] for k in np.flatnonzero(counts == 1)]
-        if single:
+        groups = _rarest(self.labels) if self.multi_label else self.labels
+        counts = np.bincount(groups, minlength=len(self.classes))
+        single = np.flatnonzero(counts == 1)
+        if len(single) and not self.multi_label:
+            names = [self.classes[k] for k in single]
             raise Error(
-                f"{self.name}: only one image in class {listing(single)}, so no validation share "
+                f"{self.name}: only one image in class {listing(names)}, so no validation share "
                 "can be cut off: add images, remove the class, or give a val folder"
             )
         ranks = np.array([_rank(key, seed) for key in self.keys], np.uint64)
-        by_class = np.lexsort((ranks, self.labels))
+        by_class = np.lexsort((ranks, groups))
         starts = np.cumsum(counts) - counts
-        takes = np.clip(np.rint(fraction * counts), 1, counts - 1).astype(np.int64)
+        takes = np.minimum(np.maximum(np.rint(fraction * counts), 1), counts - 1).astype(np.int64)
         taken = np.zeros(len(self), bool)
         for start, take in zip(starts[counts > 0], takes[counts > 0], strict=True):
             taken[by_class[start : start + take]] = True
@@ -181,7 +166,7 @@ class Source:
             Error: a class of this source is not in the list.
         """
         new = {name: k for k, name in enumerate(classes)}
-        used = {self.classes[k] for k in np.unique(self.labels)}
+        used = {self.classes[k] for k in np.flatnonzero(self.counts())}
         unknown = sorted(used - set(new))
         if unknown:
             raise Error(
@@ -190,7 +175,11 @@ class Source:
             )
         source = copy.copy(self)
         table = np.array([new.get(name, -1) for name in self.classes], np.int64)
-        source.labels = table[self.labels]
+        if self.multi_label:
+            source.labels = np.zeros((len(self), len(classes)), np.uint8)
+            source.labels[:, table[table >= 0]] = self.labels[:, table >= 0]
+        else:
+            source.labels = table[self.labels]
         source.classes = tuple(classes)
         return source
 
@@ -217,6 +206,11 @@ def read_file(path: str | os.PathLike[str]) -> bytes:
         raise Error((error.strerror or str(error)).lower()) from None
 
 
+def as_labels(labels: Sequence[int] | np.ndarray) -> np.ndarray:
+    """Labels as sources keep them: int64 [n], or multi-hot uint8 [n k]."""
+    return np.asarray(labels, np.uint8 if np.ndim(labels) == 2 else np.int64)
+
+
 class FileSource(Source):
     """Pictures in files.
 
@@ -224,7 +218,7 @@ class FileSource(Source):
         name: what the user called the data.
         root: the folder that paths are relative to.
         paths: n paths.
-        labels: n indices into ``classes``.
+        labels: n indices into ``classes``, or multi-hot uint8 [n k].
         classes: the class names.
         ignored: names of files beside the pictures that are none.
     """
@@ -240,8 +234,8 @@ class FileSource(Source):
     ):
         self.name = name
         self.root = str(root)
-        self.keys = self.files = Keys(paths)
-        self.labels = np.asarray(labels, np.int64)
+        self.keys = self.files = paths if isinstance(paths, Keys) else Keys(paths)
+        self.labels = as_labels(labels)
         self.classes = tuple(classes)
         self.ignored = tuple(ignored)
 
@@ -270,7 +264,8 @@ class ArraySource(Source):
 
     Args:
         images: uint8 [n h w 3] or [n h w] (grey); a memory-mapped one will do.
-        labels: n indices into ``classes``, or n class names.
+        labels: n indices into ``classes``, or n class names, or 0 and 1 [n k] where a picture has
+            any number of labels.
         classes: the class names. None: from labels that are names, those names sorted by code
             point; from labels that are numbers, "0", "1", ... up to the highest.
         keys: n names; None: the positions.
@@ -296,7 +291,7 @@ class ArraySource(Source):
                 f"{name}: images are [n h w 3] or [n h w], not {list(images.shape)}"
                 + ("; move the channels last" if images.ndim == 4 else "")
             )
-        if labels.shape != (len(images),):
+        if labels.shape[:1] != (len(images),) or labels.ndim not in (1, 2):
             raise Error(f"{name}: {len(images)} images, but labels are {list(labels.shape)}")
         if len(images) == 0:
             raise Error(f"{name}: there are no images")
@@ -323,11 +318,12 @@ class Subset(Source):
 
     def __init__(self, source: Source, indices: np.ndarray):
         self.name, self.classes, self.ignored = source.name, source.classes, source.ignored
+        self.window = source.window
         self.labels = source.labels[indices]
         if isinstance(source, Subset):  # a view of a view looks at what lies under both
             source, indices = source.source, source.indices[indices]
         self.source, self.indices = source, indices
-        self.keys = _Picked(source.keys, indices)
+        self.keys = Picked(source.keys, indices)
 
     def image(self, i: int) -> bytes | np.ndarray:
         """The i-th picture of the view."""
@@ -341,10 +337,27 @@ class Subset(Source):
         """These pictures of the view at once, if the source has them as arrays."""
         return self.source.arrays(self.indices[indices])
 
+    def runs(self) -> np.ndarray:
+        """The runs of the source under the view."""
+        return self.source.runs()[self.indices]
+
+    def ready(self) -> None:
+        """What the source under the view does before workers start."""
+        self.source.ready()
+
 
 def _rank(key: str, seed: int) -> int:
     text = f"{seed}\0{key}".encode()
     return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest())
+
+
+def _rarest(hot: np.ndarray) -> np.ndarray:
+    """The rarest class of each row of multi-hot labels, int64 [n]; k where there is none."""
+    counts, groups = hot.sum(axis=0, dtype=np.int64), np.full(len(hot), hot.shape[1], np.int64)
+    # The commonest first, so that rarer ones write over them; of equals the first class wins.
+    for k in np.lexsort((-np.arange(len(counts)), counts))[::-1]:
+        groups[hot[:, k] > 0] = k
+    return groups
 
 
 def _coloured(images: np.ndarray) -> np.ndarray:
@@ -359,10 +372,11 @@ def _classes_of(
         names = [str(label) for label in labels]
         known = tuple(sorted(set(names)) if classes is None else classes)
         index = {name: k for k, name in enumerate(known)}
-        unknown = sorted(set(names) - set(index))
-        if unknown:
+        if unknown := sorted(set(names) - set(index)):
             raise Error(f"{name}: labels that are not among the classes: {listing(unknown)}")
         return known, np.array([index[label] for label in names], np.int64)
+    if labels.ndim == 2:
+        return _several(labels, classes, name)
     if labels.dtype.kind not in "iu":
         raise Error(f"{name}: labels are whole numbers or class names, not {labels.dtype}")
     highest = int(labels.max())
@@ -373,3 +387,14 @@ def _classes_of(
             f"not between {labels.min()} and {highest}"
         )
     return known, labels.astype(np.int64)
+
+
+def _several(
+    labels: np.ndarray, classes: Sequence[str] | None, name: str
+) -> tuple[tuple[str, ...], np.ndarray]:
+    if labels.dtype.kind not in "biu" or not ((labels == 0) | (labels == 1)).all():
+        raise Error(f"{name}: labels [n k] are 0 and 1: whether picture n has class k")
+    known = tuple(map(str, range(labels.shape[1])) if classes is None else classes)
+    if len(known) != labels.shape[1]:
+        raise Error(f"{name}: labels are {list(labels.shape)}, but there are {len(known)} classes")
+    return known, labels.astype(np.uint8)

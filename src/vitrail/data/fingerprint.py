@@ -27,7 +27,8 @@ class Fingerprint:
         by: ``content`` (a hash of each file's bytes), or ``size`` (their number) when the source
             was too large to be read whole (`vitrail.data.scan.LIMIT` files).
         classes: the class names in order.
-        entries: (key, class name, content or size) in the order of the source.
+        entries: (key, class name, content or size) in the order of the source; several class
+            names are joined by ``|``.
     """
 
     by: str
@@ -119,7 +120,7 @@ def fingerprint(source: Source, found: Found | None = None) -> Fingerprint:
         tokens = [str(source.size(i)) for i in range(len(source))]
     else:
         tokens = [f"{value:016x}" for value in found.digests.tolist()]
-    names = [source.classes[k] for k in source.labels.tolist()]
+    names = [source.label_names(i) for i in range(len(source))]
     return Fingerprint(
         by="size" if found.digests is None else "content",
         classes=source.classes,

@@ -31,13 +31,15 @@ class Listing:
 
     Attributes:
         paths: relative to the data.
-        names: each picture's class name.
+        names: each picture's class name; or, with ``several``, a tuple of any number of them.
         ignored: files that are no pictures, as paths relative to the data.
+        several: whether a picture has any number of classes.
     """
 
     paths: list[str] = field(default_factory=list)
-    names: list[str] = field(default_factory=list)
+    names: list = field(default_factory=list)
     ignored: list[str] = field(default_factory=list)
+    several: bool = False
 
 
 def list_folder(root: Path) -> dict[str, Listing]:
@@ -46,9 +48,9 @@ def list_folder(root: Path) -> dict[str, Listing]:
     Raises:
         Error: there is nothing here to train on or to evaluate; the message says what to change.
     """
-    folders, files = _entries(root)
+    folders, files = entries(root)
     splits = {name: SPLITS[name.lower()] for name in folders if name.lower() in SPLITS}
-    split_folders = {name: split for name, split in splits.items() if _entries(root / name)[0]}
+    split_folders = {name: split for name, split in splits.items() if entries(root / name)[0]}
     if "train" in split_folders.values() or (split_folders and len(splits) == len(folders)):
         return _list_splits(root, split_folders, folders, files)
     if splits and len(splits) == len(folders):
@@ -80,7 +82,7 @@ def _list_splits(
         if split in found:
             same = [other for other in split_folders if split_folders[other] == split]
             raise Error(f"{root}: {' and '.join(same)} are the same split: keep one of them")
-        classes, loose = _entries(root / name)
+        classes, loose = entries(root / name)
         found[split] = _list_classes(root, name, classes)
         found[split].ignored += [f"{name}/{file}" for file in loose]
         if not found[split].paths:
@@ -102,12 +104,6 @@ def _refuse_empty(folder: Path, classes: list[str], found: Listing) -> None:
 
 
 def _why_empty(root: Path, files: list[str]) -> str:
-    shards = [name for name in files if name.lower().endswith((".parquet", ".tar"))]
-    if shards:
-        return (
-            f"{root}: parquet and tar files ({listing(shards, 2)}) are not supported yet: give a "
-            "class folder, or a CSV or JSONL file of path,label"
-        )
     what = f"no images, only {listing(files, 3)}" if files else "the folder is empty"
     return f"{root}: {what}; DATA is a folder with one folder of images for each class"
 
@@ -136,7 +132,7 @@ def _walk(root: Path, inside: str, prefix: str) -> tuple[list[str], list[str]]:
         if identity in seen:
             continue
         seen.add(identity)
-        folders, files = _entries(root / here)
+        folders, files = entries(root / here)
         waiting += [f"{here}/{name}" for name in reversed(folders)]
         for name in files:
             is_picture = os.path.splitext(name)[1].lower() in SUFFIXES
@@ -149,7 +145,7 @@ def _identity(folder: Path) -> tuple[int, int]:
     return status.st_dev, status.st_ino
 
 
-def _entries(folder: Path) -> tuple[list[str], list[str]]:
+def entries(folder: Path) -> tuple[list[str], list[str]]:
     """(names of folders, names of files) in code-point order, without hidden ones and litter.
 
     A broken link counts as a file, so that its absence is noticed; pipes and devices do not count.
@@ -157,8 +153,8 @@ def _entries(folder: Path) -> tuple[list[str], list[str]]:
     folders: list[str] = []
     files: list[str] = []
     try:
-        with os.scandir(folder) as entries:
-            for entry in entries:
+        with os.scandir(folder) as found:
+            for entry in found:
                 if entry.name.startswith(".") or entry.name.lower() in _LITTER:
                     continue
                 if _is(entry.is_dir):

@@ -2,7 +2,8 @@
 
 Training is one endless stream of samples: position p is place p % n of epoch p // n, in that
 epoch's order. So the only state is the number of samples consumed; a batch may reach over the end
-of an epoch, every sample is used once in every epoch, and no batch size leaves a rest. With worker
+of an epoch, every sample is used once in every epoch, and no batch size leaves a rest. (Balanced
+sampling and repeated augmentation have other epochs: see `train_batches`.) With worker
 processes each batch is made whole by one of them, from the same functions: the batches are the
 same whatever the number of workers.
 """
@@ -23,7 +24,9 @@ from torch.utils.data import DataLoader, Dataset
 
 from vitrail.data.decode import MAX_PIXELS
 from vitrail.data.draws import order, sample_generator
+from vitrail.data.epochs import Epochs
 from vitrail.data.examples import Source
+from vitrail.data.stream import Handful, Item, Stream
 from vitrail.data.transforms import Augment
 from vitrail.data.views import evaluation_view, training_view
 from vitrail.kit.errors import Error
@@ -40,12 +43,13 @@ class Batch:
 
     Attributes:
         images: uint8 [b h w c].
-        labels: int64 [b].
+        labels: int64 [b]; of a multi-label source float32 [b k], 0 and 1.
         keys: b names.
         indices: int64 [b], places in the source.
         skipped: (key, reason) of the samples of this batch that cannot be decoded. They are not in
             the fields above, so b is smaller then; it may be 0.
         epochs: int64 [b], the epoch of each sample; zeros in evaluation.
+        repeats: int64 [b], how often each sample was used in its epoch before.
         epoch, position: where the batch begins: place ``position`` of that epoch's order.
     """
 
@@ -55,21 +59,39 @@ class Batch:
     indices: Tensor
     skipped: list[tuple[str, str]] = field(default_factory=list)
     epochs: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.int64))
+    repeats: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.int64))
     epoch: int = 0
     position: int = 0
 
 
 @dataclass(frozen=True)
 class _Request:
-    """One batch to be made: places in the source, each with its epoch."""
+    """One batch to be made: places in the source, each with its epoch and earlier uses in it.
+
+    ``handful``: of a stream, the samples themselves, in the order of the batch.
+    """
 
     epochs: np.ndarray
     indices: np.ndarray
+    epoch: int
     position: int
+    repeats: np.ndarray
+    handful: Handful | None = None
+
+    def rows(self, places: np.ndarray) -> "_Request":
+        """A request for some rows of this batch."""
+        return _Request(
+            self.epochs[places],
+            self.indices[places],
+            self.epoch,
+            self.position,
+            self.repeats[places],
+            self.handful and self.handful.rows(places),
+        )
 
 
 def train_batches(
-    source: Source,
+    source: Source | Stream,
     preprocessing: Preprocessing,
     augment: Augment | None,
     batch_size: int,
@@ -79,13 +101,22 @@ def train_batches(
     stop_sample: int | None = None,
     workers: int = 0,
     max_pixels: int = MAX_PIXELS,
+    sampling: str = "uniform",
+    repeats: int = 1,
 ) -> Generator[Batch, None, None]:
     """The training stream, from any place on; what it costs to start does not depend on the place.
 
     Close it (or let it go) to end its workers.
 
+    With ``repeats`` r > 1 (repeated augmentation: arXiv 1901.09335; RASampler of DeiT) an epoch
+    still is n samples, but of n / r pictures: the first of the epoch's order, each r times with
+    draws of its own. Those r lie in one batch where r divides the batch size, and as far apart
+    there as can be, so that mixup does not mix a picture with itself. (DeiT also cuts its epochs
+    to a multiple of 256; this does not.)
+
     Args:
-        source: the examples.
+        source: the examples, or a stream of them: then an epoch is as `Stream.epoch` has it, and
+            starting late costs what `stream` says.
         preprocessing: gives the size of the pictures.
         augment: what is done to each picture; None: nothing.
         batch_size: samples a batch.
@@ -94,17 +125,28 @@ def train_batches(
         stop_sample: where the stream ends, with a smaller batch if need be; None: never.
         workers: processes that decode; 0: this one does.
         max_pixels: see `decode`.
+        sampling: ``uniform``: every sample once an epoch; ``balanced``: every class equally often
+            (`draws.balanced_order`); ``nearby``: every sample once, those that lie together near
+            each other (`draws.nearby_order`), for shards and parquet too large for the memory.
+        repeats: how often a picture of an epoch is used in it.
 
     Raises:
-        Error: the source is empty, or the batch size is none.
+        Error: the source is empty, the batch size is none, an unknown sampling, or balanced
+            sampling of a multi-label source.
     """
-    _demand(source, batch_size)
     making = _Making(source, preprocessing, augment or Augment(), seed, max_pixels)
-    return _made(making, _stream(len(source), batch_size, seed, start_sample, stop_sample), workers)
+    _demand(source, batch_size)
+    if isinstance(source, Stream):
+        if sampling != "uniform" or repeats != 1:
+            raise Error(f"{source.name}: a stream has no other sampling and no repeats")
+        batches = source.batches(batch_size, seed, start_sample, stop_sample)
+        return _made(making, _of_stream(source, batches), workers)
+    epochs = Epochs(source, seed, sampling, repeats)
+    return _made(making, _stream(epochs, batch_size, start_sample, stop_sample), workers)
 
 
 def eval_batches(
-    source: Source,
+    source: Source | Stream,
     preprocessing: Preprocessing,
     batch_size: int,
     *,
@@ -118,36 +160,67 @@ def eval_batches(
     """
     _demand(source, batch_size)
     making = _Making(source, preprocessing, None, 0, max_pixels)
+    if isinstance(source, Stream):
+        return _made(making, _of_stream(source, source.in_turn(batch_size)), workers)
     return _made(making, _once(len(source), batch_size), workers)
 
 
-def _demand(source: Source, batch_size: int) -> None:
+def _demand(source: Source | Stream, batch_size: int) -> None:
     if batch_size < 1:
         raise Error(f"a batch has at least one sample, not {batch_size}")
-    if not len(source):
+    if isinstance(source, Source) and not len(source):
         raise Error(f"{source.name}: there are no images")
 
 
-def _stream(n: int, batch_size: int, seed: int, start: int, stop: int | None) -> Iterator[_Request]:
-    position, epoch, places = start, -1, np.empty(0, np.int64)
+def _stream(of: Epochs, batch_size: int, start: int, stop: int | None) -> Iterator[_Request]:
+    n, position, epoch = of.n, start, -1
+    places = again = np.empty(0, np.int64)
     while stop is None or position < stop:
         end = position + batch_size if stop is None else min(position + batch_size, stop)
-        first, epochs, indices = position % n, [], []
+        began, first = divmod(position, n)
+        parts = []
         while position < end:
             if epoch != position // n:
                 epoch = position // n
-                places = order(seed, epoch, n)
-            part = places[position % n : position % n + end - position]
-            indices.append(part)
-            epochs.append(np.full(len(part), epoch))
-            position += len(part)
-        yield _Request(np.concatenate(epochs), np.concatenate(indices), first)
+                places, again = of(epoch)
+            part = slice(position % n, position % n + end - position)
+            indices = places[part]
+            parts.append(
+                (
+                    np.full(len(indices), epoch),
+                    indices,
+                    again[part],
+                    np.arange(part.start, part.start + len(indices)),
+                )
+            )
+            position += len(indices)
+        epochs, indices, repeats, at = map(np.concatenate, zip(*parts, strict=True))
+        request = _Request(epochs, indices, began, first, repeats)
+        if of.repeats > 1:  # first all pictures of the batch once, then all of them again, ...
+            request = request.rows(np.argsort(at % of.repeats, kind="stable"))
+        yield request
 
 
 def _once(n: int, batch_size: int) -> Iterator[_Request]:
     for begin in range(0, n, batch_size):
         indices = np.arange(begin, min(begin + batch_size, n))
-        yield _Request(np.zeros_like(indices), indices, begin)
+        zeros = np.zeros_like(indices)
+        yield _Request(zeros, indices, 0, begin, zeros)
+
+
+def _of_stream(
+    stream: Stream, batches: Iterable[tuple[np.ndarray, list[Item], int]]
+) -> Iterator[_Request]:
+    for epochs, items, position in batches:
+        indices = np.array([item.index for item in items])
+        yield _Request(
+            epochs,
+            indices,
+            int(epochs[0]),
+            position,
+            np.zeros_like(indices),
+            Handful(stream, items),
+        )
 
 
 class _Making(Dataset):
@@ -155,7 +228,7 @@ class _Making(Dataset):
 
     def __init__(
         self,
-        source: Source,
+        source: Source | Stream,
         preprocessing: Preprocessing,
         augment: Augment | None,
         seed: int,
@@ -167,49 +240,59 @@ class _Making(Dataset):
     def __getitem__(self, index: _Request) -> dict[str, Any]:
         """The fields of a `Batch`, tensors as arrays: those cross between processes by a pipe."""
         request = index
-        images = self._as_they_are(request.indices)
+        source, places = self._of(request)
+        images = self._as_they_are(source, places)
         good, skipped = np.arange(len(request.indices)), []
         if images is None:
             pictures, kept = [], []
-            for place, (epoch, i) in enumerate(zip(request.epochs, request.indices, strict=True)):
+            wanted = (places, request.epochs, request.indices, request.repeats)
+            columns = zip(*map(np.ndarray.tolist, wanted), strict=True)
+            for place, (i, *drawing) in enumerate(columns):
                 try:
-                    pictures.append(self._picture(int(epoch), int(i)))
+                    pictures.append(self._picture(source.image(i), *drawing))
                     kept.append(place)
                 except Error as error:
-                    skipped.append((self.source.keys[int(i)], str(error)))
+                    skipped.append((source.keys[i], str(error)))
             images = (
                 np.stack(pictures)
                 if pictures
                 else np.zeros((0, *self.preprocessing.size, 3), np.uint8)
             )
             good = np.array(kept, np.int64)
-        indices = request.indices[good]
+        labels = source.labels[places[good]]
         return {
             "images": images,
-            "labels": self.source.labels[indices],
-            "keys": [self.source.keys[i] for i in indices.tolist()],
-            "indices": indices,
+            "labels": labels.astype(np.float32) if source.multi_label else labels,
+            "keys": [source.keys[i] for i in places[good].tolist()],
+            "indices": request.indices[good],
             "skipped": skipped,
             "epochs": request.epochs[good],
-            "epoch": int(request.epochs[0]),
+            "repeats": request.repeats[good],
+            "epoch": request.epoch,
             "position": request.position,
         }
 
-    def _as_they_are(self, indices: np.ndarray) -> np.ndarray | None:
+    def _of(self, request: _Request) -> tuple[Source, np.ndarray]:
+        """Where the samples of a request are: the source, and their places in it."""
+        if isinstance(self.source, Source):
+            return self.source, request.indices
+        assert request.handful is not None
+        return request.handful, np.arange(len(request.indices))
+
+    def _as_they_are(self, source: Source, indices: np.ndarray) -> np.ndarray | None:
         """All pictures at once, where they need nothing: several times faster on small ones."""
         if self.augment is not None and not self.augment.nothing:
             return None
-        images = self.source.arrays(indices)
+        images = source.arrays(indices)
         wanted = self.preprocessing
         if images is None or images.shape[1:3] != wanted.size or wanted.crop != 1:
             return None
         return images
 
-    def _picture(self, epoch: int, i: int) -> np.ndarray:
-        image = self.source.image(i)
+    def _picture(self, image: bytes | np.ndarray, epoch: int, i: int, repeat: int) -> np.ndarray:
         if self.augment is None:
             return evaluation_view(image, self.preprocessing, self.max_pixels)
-        generator = sample_generator(self.seed, epoch, i)
+        generator = sample_generator(self.seed, epoch, i, repeat)
         return training_view(image, self.augment, self.preprocessing, generator, self.max_pixels)
 
 
@@ -220,7 +303,7 @@ def _made(
         map(making.__getitem__, requests) if workers < 1 else _by_workers(making, requests, workers)
     )
     for fields in made:
-        for name in ("images", "labels", "indices", "epochs"):
+        for name in ("images", "labels", "indices", "epochs", "repeats"):
             fields[name] = torch.from_numpy(fields[name])
         yield Batch(**fields)
 
@@ -228,6 +311,8 @@ def _made(
 def _by_workers(
     making: _Making, requests: Iterable[_Request], workers: int
 ) -> Iterator[dict[str, Any]]:
+    if isinstance(making.source, Source):
+        making.source.ready()
     loader = DataLoader(
         making,
         sampler=requests,

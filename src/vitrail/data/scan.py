@@ -42,6 +42,8 @@ class Found:
         unreadable: (key, reason) of the files that will be left out.
         unreadable_at: their places in the source.
         ignored: names of files among the pictures that are none.
+        labels: of a multi-label source, how many an image has on average, and how many images
+            have none; else None.
         digests: a 64-bit hash of each example's bytes, [n]; None when only a sample was read.
     """
 
@@ -55,11 +57,19 @@ class Found:
     unreadable: tuple[tuple[str, str], ...]
     unreadable_at: tuple[int, ...]
     ignored: tuple[str, ...]
+    labels: tuple[float, int] | None = None
     digests: np.ndarray | None = field(default=None, repr=False, compare=False)
 
     def lines(self) -> list[str]:
         """The sentences that `train` begins with."""
-        lines = [f"{_count(self.images, 'image')} in {len(self.classes)} classes, {self._spread()}"]
+        images = _count(self.images, "image")
+        lines = [f"{images} in {len(self.classes)} classes, {self._spread()}"]
+        if self.labels:
+            each, without = self.labels
+            lines = [
+                f"{images} with any of {len(self.classes)} labels, {self._spread()}; "
+                f"{each:.3g} an image, {without:,} have none"
+            ]
         if self.examined < self.images:
             lines.append(
                 f"looked into {self.examined:,} of them, evenly spaced; the rest when they are used"
@@ -116,7 +126,7 @@ def scan(source: Source, limit: int = LIMIT) -> Found:
             continue
         sizes.append((width, height))
         modes[_MODES.get(mode, mode)] += 1
-    counts = np.bincount(source.labels, minlength=len(source.classes))
+    counts = source.counts()
     sides = np.array(sizes or [(0, 0)])
     return Found(
         images=n,
@@ -129,6 +139,7 @@ def scan(source: Source, limit: int = LIMIT) -> Found:
         unreadable=tuple((source.keys[i], reason) for i, reason in bad),
         unreadable_at=tuple(i for i, _ in bad),
         ignored=source.ignored,
+        labels=_several(source.labels) if source.multi_label else None,
         digests=digests if whole else None,
     )
 
@@ -142,9 +153,9 @@ def readable(source: Source, found: Found) -> Source:
     if not found.unreadable_at:
         return source
     kept = source.subset(np.setdiff1d(np.arange(len(source)), found.unreadable_at))
-    lost = set(np.unique(source.labels)) - set(np.unique(kept.labels))
-    if lost:
-        names = [source.classes[k] for k in sorted(lost)]
+    lost = np.flatnonzero((source.counts() > 0) & (kept.counts() == 0))
+    if len(lost):
+        names = [source.classes[k] for k in lost]
         key, reason = found.unreadable[0]
         raise Error(
             f"{source.name}: no image of class {listing(names)} can be read ({key}: {reason})"
@@ -156,6 +167,11 @@ def digest(image: bytes | np.ndarray) -> int:
     """A 64-bit hash of an example's bytes, or of its pixels."""
     data = image if isinstance(image, bytes) else np.ascontiguousarray(image).data
     return int.from_bytes(hashlib.blake2b(data, digest_size=8).digest())
+
+
+def _several(hot: np.ndarray) -> tuple[float, int]:
+    each = hot.sum(axis=1)
+    return float(each.mean()), int((each == 0).sum())
 
 
 def _array(image: np.ndarray) -> tuple[int, int, str]:

@@ -1,8 +1,10 @@
 """Sources: what the user calls DATA, opened.
 
-A class folder, a CSV or JSONL table, `demo:fashion`, or arrays; in splits called train, val and
-test. Classes are sorted by the code points of their names ("10" before "2", "Z" before "a"),
-on every machine and whatever the locale; they are train's where there is a train split.
+A class folder, a CSV or JSONL table, tar shards, parquet, a data set of the Hugging Face hub,
+`demo:fashion`, or arrays; in splits called train, val and test. All give the same examples for
+the same pictures. Classes are numbered by one rule (`labels`): unless the data or the user
+say otherwise, sorted by the code points of their names ("10" before "2", "Z" before "a"), on
+every machine and whatever the locale.
 """
 
 from collections.abc import Sequence
@@ -14,6 +16,11 @@ from vitrail.data import fashion
 from vitrail.data.decode import SUFFIXES as PICTURES
 from vitrail.data.examples import ArraySource, Example, FileSource, Keys, Source
 from vitrail.data.folder import SPLITS, Listing, list_folder
+from vitrail.data.hub import list_hub, parse
+from vitrail.data.labels import Classes, Make, Part, Parts, read_classes, settle
+from vitrail.data.parquet import list_parquet
+from vitrail.data.pieces import is_pattern, of_file, of_folder, of_pattern
+from vitrail.data.shards import list_shards, refuse_remote
 from vitrail.data.table import SUFFIXES as TABLES
 from vitrail.data.table import list_table
 from vitrail.kit.errors import Error, did_you_mean, listing
@@ -21,6 +28,7 @@ from vitrail.kit.errors import Error, did_you_mean, listing
 __all__ = ["ArraySource", "Example", "Source", "open_source", "open_splits"]
 
 DEMOS = {fashion.NAME: fashion.load}
+PIECES = {".tar": list_shards, ".parquet": list_parquet}
 Spec = str | Path | Source | tuple[np.ndarray, np.ndarray | Sequence[int] | Sequence[str]]
 
 
@@ -30,7 +38,7 @@ def open_source(
     *,
     val_fraction: float = 0.0,
     seed: int = 0,
-    classes: Sequence[str] | None = None,
+    classes: Classes | None = None,
     image_column: str | None = None,
     label_column: str | None = None,
 ) -> Source:
@@ -72,7 +80,7 @@ def open_splits(
     *,
     val_fraction: float = 0.0,
     seed: int = 0,
-    classes: Sequence[str] | None = None,
+    classes: Classes | None = None,
     image_column: str | None = None,
     label_column: str | None = None,
     least_classes: int = 2,
@@ -80,22 +88,26 @@ def open_splits(
     """All splits of the data, in the order train, val, test; those that there are.
 
     Args:
-        spec: a class folder, a CSV or JSONL file, ``demo:fashion``, a source, or (images, labels)
-            with images uint8 [n h w 3] or [n h w]. Data without splits are all train.
+        spec: a class folder, a CSV or JSONL file, tar shards or parquet files (a folder of them,
+            a pattern such as ``shards/{000..012}.tar``, or one), ``hf:NAME``, ``demo:fashion``, a
+            source, or (images, labels) with images uint8 [n h w 3] or [n h w]. Data without
+            splits are all train.
         val_fraction: the share of every class of train that becomes val, if the data have no val
             of their own; 0: none is cut off.
         seed: of that cut.
-        classes: class names to count labels in, such as a model's; None: the data's own.
-        image_column, label_column: other names for a table's ``path`` and ``label``.
+        classes: class names to count labels in, such as a model's, or a file of them (see
+            `labels.read_classes`); None: the data's own.
+        image_column, label_column: other names for a table's ``path`` and ``label``, for the
+            columns of parquet, or for the fields of shards.
         least_classes: how many it takes: 2 to learn from, 1 to be measured on.
 
     Raises:
         Error: there is no such data, it is not usable (one class only, a class with one image to
             cut in two, a test class that train lacks, ...), or of a kind that is not read.
     """
-    splits = _found(spec, image_column, label_column)
-    if classes is not None:
-        splits = {split: source.with_classes(classes) for split, source in splits.items()}
+    splits = _found(
+        spec, image_column, label_column, None if classes is None else read_classes(classes)
+    )
     if val_fraction and "val" not in splits and "train" in splits:
         splits["train"], splits["val"] = splits["train"].split(val_fraction, seed)
     for source in splits.values():
@@ -107,60 +119,85 @@ def open_splits(
     return {split: splits[split] for split in ("train", "val", "test") if split in splits}
 
 
-def _found(spec: Spec, image_column: str | None, label_column: str | None) -> dict[str, Source]:
+def _found(
+    spec: Spec,
+    image: str | None,
+    label: str | None,
+    classes: Sequence[str] | None,
+) -> dict[str, Source]:
     if isinstance(spec, Source):
-        return {"train": spec}
+        return {"train": spec if classes is None else spec.with_classes(classes)}
     if isinstance(spec, tuple):
-        return {"train": ArraySource(*spec)}
+        return {"train": ArraySource(*spec, classes=classes)}
     name = str(spec)
     if name.startswith("demo:"):
         if name not in DEMOS:
             raise Error(f"no such data: {name!r} (there is {listing(list(DEMOS))})")
-        return dict(DEMOS[name]())
+        demos = DEMOS[name]()
+        if classes is None:
+            return dict(demos)
+        return {split: source.with_classes(classes) for split, source in demos.items()}
+    return settle(_parts(spec, name, image, label), classes)
+
+
+def _parts(spec: str | Path, name: str, image: str | None, label: str | None) -> Parts:
+    """What the reader of this kind of data finds."""
     if name.startswith("hf:"):
-        raise Error(f"{name}: {_not_yet('data sets of the Hugging Face hub')}")
+        return list_hub(parse(name), image, label)
+    refuse_remote(name)
     path = Path(spec).expanduser()
     if path.is_dir():
-        return _assembled(name, path, list_folder(path))
+        for suffix, read in PIECES.items():
+            pieces = of_folder(path, suffix)
+            if pieces is not None:
+                return read(name, pieces, image, label)
+        return _listed(name, path, list_folder(path))
     suffix = path.suffix.lower()
     if not path.exists():
+        if is_pattern(name):
+            return _of_pattern(name, image, label)
         beside = [other.name for other in path.parent.iterdir()] if path.parent.is_dir() else []
         near = did_you_mean(path.name, beside) or did_you_mean(name, DEMOS)
         raise Error(f"{name}: no such folder or file{near}")
     if suffix in TABLES:
-        return _assembled(name, path.parent, list_table(path, image_column, label_column))
-    if suffix in (".parquet", ".tar", ".tgz", ".gz", ".zip"):
-        raise Error(f"{name}: {_not_yet(f'{suffix} files')}")
+        return _listed(name, path.parent, list_table(path, image, label))
+    if suffix in PIECES:
+        return PIECES[suffix](name, of_file(path), image, label)
     if suffix in PICTURES:
         raise Error(f"{name}: one picture, where DATA is a folder with a folder for each class")
     raise Error(
         f"{name}: a file of an unknown kind; DATA is a class folder, or a file that ends in "
-        f"{' or '.join(TABLES)}"
+        f"{listing([*TABLES, *PIECES], 9)}"
     )
 
 
-def _not_yet(what: str) -> str:
-    return f"{what} are not supported yet: give a class folder, or a CSV or JSONL of path,label"
+def _of_pattern(name: str, image: str | None, label: str | None) -> Parts:
+    pieces = of_pattern(name)
+    kinds = {file.suffix.lower() for files in pieces.splits.values() for file in files}
+    if len(kinds) > 1 or not kinds <= set(PIECES):
+        raise Error(
+            f"{name}: stands for {listing(sorted(kinds))} files, where {' or '.join(PIECES)} files "
+            "are read so"
+        )
+    return PIECES[kinds.pop()](name, pieces, image, label)
 
 
-def _assembled(name: str, root: Path, listings: dict[str, Listing]) -> dict[str, Source]:
-    """Sources of files from listings, all with the same classes."""
-    leading = listings.get("train")
-    names = leading.names if leading else [n for part in listings.values() for n in part.names]
-    classes = sorted(set(names))
-    index = {label: k for k, label in enumerate(classes)}
-    sources: dict[str, Source] = {}
+def _listed(name: str, root: Path, listings: dict[str, Listing]) -> Parts:
+    """Sources of files from listings."""
+    found = Parts(name, several=any(part.several for part in listings.values()))
     for split, part in listings.items():
-        strangers = sorted(set(part.names) - set(index))
-        if strangers:
-            raise Error(
-                f"{name}: class {listing(strangers)} in {split} is not in train: a model cannot "
-                "learn it; rename it, or remove it"
-            )
-        labels = [index[label] for label in part.names]
-        shown, ignored = list(Keys(classes)), list(Keys(part.ignored))
-        sources[split] = FileSource(name, root, part.paths, labels, shown, ignored)
-    return sources
+        found.splits[split] = Part(part.names, _files(name, root, part))
+    return found
+
+
+def _files(name: str, root: Path, part: Listing) -> Make:
+    paths, ignored = Keys(part.paths), list(Keys(part.ignored))
+    part.paths = []
+
+    def make(labels: np.ndarray, classes: Sequence[str]) -> Source:
+        return FileSource(name, root, paths, labels, list(Keys(classes)), ignored)
+
+    return make
 
 
 def _deeper(source: Source) -> str:

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from vitrail.data.fingerprint import Fingerprint, fingerprint
+from vitrail.data.labels import Classes
 from vitrail.data.scan import readable, scan
 from vitrail.data.sources import Source, Spec, open_splits
 from vitrail.data.statistics import pixel_statistics
@@ -55,6 +56,9 @@ def train(
     workers: int = 0,
     save_every: int | None = None,
     val_fraction: float | None = None,
+    classes: Classes | None = None,
+    image_column: str | None = None,
+    label_column: str | None = None,
     device: str | None = None,
     precision: str = "fp32",
     compile: bool = False,
@@ -70,11 +74,12 @@ def train(
     """Train a model; the same call again continues an interrupted run, or does nothing.
 
     Args:
-        data: a class folder, a CSV or JSONL with path and label, ``demo:fashion``, a source, or
-            (images, labels) as arrays.
+        data: a class folder, a CSV or JSONL with path and label, tar shards, parquet,
+            ``hf:NAME``, ``demo:fashion``, a source, or (images, labels) as arrays.
         model: a name of the zoo; None for the one that ``weights`` holds, else
             ``vit_tiny_patch16_224``.
         out: the folder for the model, the records and the report.
+        classes: class names in order, {name: number}, or a file of either.
         quiet: say nothing on stderr.
         command: what the report gives as the way to go on.
         The rest: as `vitrail train --help` says.
@@ -92,7 +97,16 @@ def train(
     )
     held_out = VAL_FRACTION if val_fraction is None else val_fraction
     with display.busy("looking at the data"):
-        opened = _open(data, held_out, words["seed"])
+        opened = _open(
+            data,
+            val_fraction=held_out,
+            seed=words["seed"],
+            classes=classes,
+            image_column=image_column,
+            label_column=label_column,
+        )
+    if opened.parts.train.multi_label:
+        raise Error(f"{data}: there is no recipe yet for pictures with several labels")
     situation = Situation(
         model=start,
         examples=len(opened.parts.train),
@@ -230,9 +244,9 @@ def _check_options(data: Spec, out: Path, save_every: int | None, workers: int) 
             raise Error(f"--out {out} lies inside the data, which stay as they are: give another")
 
 
-def _open(data: Spec, val_fraction: float, seed: int) -> _Opened:
-    """Open, look into and describe the data."""
-    splits = open_splits(data, val_fraction=val_fraction, seed=seed)
+def _open(data: Spec, **options: Any) -> _Opened:
+    """Open (with the options of `open_splits`), look into and describe the data."""
+    splits = open_splits(data, **options)
     if "train" not in splits:
         raise Error(f"{data}: there is no train split, only {' and '.join(splits)}")
     found = {name: scan(source) for name, source in splits.items()}

@@ -180,6 +180,24 @@ def evaluate(
     return tally.result()
 
 
+def finite_logits(model: ImageClassifier, batch: Batch) -> Tensor:
+    """A batch's logits, float64 [b k] on the CPU: sums must not depend on the images' order.
+
+    Raises:
+        Error: a logit that is not finite; the message names the image.
+    """
+    weight = next(model.parameters())
+    images = model.preprocessing.normalize(batch.images.to(weight.device))
+    logits = model(images.to(weight.dtype)).double().cpu()
+    bad = ~logits.isfinite().all(1)
+    if bad.any():
+        raise Error(
+            f"the model's answer for {batch.keys[int(bad.int().argmax())]} is not a finite "
+            "number: its weights are broken, or the run that made them diverged"
+        )
+    return logits
+
+
 class _Tally:
     """The counts of an evaluation under way."""
 
@@ -222,7 +240,7 @@ class _Tally:
                 f"{batch.keys[int(labels.argmax())]} is of class number {int(labels.max())}, but "
                 f"the model has {self.model.num_classes} classes, counted from 0"
             )
-        logits = self._logits(batch)
+        logits = finite_logits(self.model, batch)
         prediction = logits.argmax(1)
         probability = (logits / self.temperature).softmax(1).amax(1)
         self.loss += float(functional.cross_entropy(logits, labels, reduction="sum"))
@@ -238,19 +256,6 @@ class _Tally:
         self.labels.append(labels)
         self.predictions.append(prediction)
         self.probabilities.append(probability.float())
-
-    def _logits(self, batch: Batch) -> Tensor:
-        """Float64 [b k] on the CPU: sums over many images must not depend on their order."""
-        weight = next(self.model.parameters())
-        images = self.model.preprocessing.normalize(batch.images.to(weight.device))
-        logits = self.model(images.to(weight.dtype)).double().cpu()
-        bad = ~logits.isfinite().all(1)
-        if bad.any():
-            raise Error(
-                f"the model's answer for {batch.keys[int(bad.int().argmax())]} is not a finite "
-                "number: its weights are broken, or the run that made them diverged"
-            )
-        return logits
 
     def _keep(
         self, batch: Batch, labels: Tensor, predictions: Tensor, probabilities: Tensor

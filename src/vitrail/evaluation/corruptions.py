@@ -1,10 +1,10 @@
 """The fifteen corruptions of ImageNet-C (Hendrycks and Dietterich, ICLR 2019), made as needed.
 
 Each follows the authors' definition (github.com/hendrycks/robustness, ImageNet-C/create_c), with
-their parameters from `severities`, on the picture as the model sees it: uint8 [h w 3] after resizing
-and cropping. Three things differ from the published files: the draws; no JPEG of quality 85 is made
-of the result; and `frost` lays drawn ice over the picture, because the authors' six photographs are
-not shipped here (`frost` takes photographs too).
+their parameters from `severities`, on the picture as the model sees it: uint8 [h w 3] after
+resizing and cropping. Three things differ from the published files: the draws; no JPEG of quality
+85 is made of the result; and `frost` lays drawn ice over the picture, because the authors'
+photographs are not shipped here (the function takes photographs too).
 
 A picture's draws depend on (seed, corruption, key) alone: any order, any number of workers and any
 batch size give the same pixels (for one version of numpy), and the severities of one picture share
@@ -187,7 +187,7 @@ def frost(
 
 
 def drawn_ice(height: int, width: int, numbers: Numbers) -> np.ndarray:
-    """Ferns of ice, 0..1 [h w 3]: ridges of a cloud, smeared into needles along three directions."""
+    """Ferns of ice, 0..1 [h w 3]: ridges of a cloud, and needles along three directions."""
     side = 1 << (max(height, width) - 1).bit_length()
     cloud = filters.plasma(side, 1.5, numbers)[:height, :width]
     ridges = (1 - np.abs(2 * cloud - 1)) ** 3

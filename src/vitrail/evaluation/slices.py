@@ -133,7 +133,7 @@ def cuts(
     found += _parts("brightness", brightness, "{:.0%} to {:.0%} of white")
     if sizes is None:
         return found
-    known = (sizes > 0).all(1)
+    known = np.asarray((sizes > 0).all(1))
     shorter = np.where(known, sizes.min(1), -1)
     if len(np.unique(shorter[known])) > 1:
         found += _parts("size", shorter, "shorter side {:.0f} to {:.0f} px", known)

@@ -1,4 +1,4 @@
-"""Data whose classes are others than the model's: ImageNet-V2, -A, -R, Sketch, and maps of one's own.
+"""Data with other classes than the model: ImageNet-V2, -A, -R, Sketch, and maps of one's own.
 
 A view of the model answers in the data's classes. Each of them stands for one or several of the
 model's, and its score is the log of their summed exponentials, so that its probability is theirs
@@ -125,7 +125,9 @@ def read_class_map(path: Path | str, classes: Sequence[str], model: ImageClassif
         wanted = value if isinstance(value, list) else [value]
         if not wanted:
             raise Error(f"{path}: class {name!r} is mapped to nothing")
-        group = [_number(one, known, model.num_classes, f"{path}: class {name!r}") for one in wanted]
+        group = [
+            _number(one, known, model.num_classes, f"{path}: class {name!r}") for one in wanted
+        ]
         for number in group:
             if owner.setdefault(number, name) != name:
                 raise Error(

@@ -1,4 +1,4 @@
-"""Whether probabilities mean what they say: calibration error, Brier score, likelihood, temperature.
+"""Whether probabilities mean what they say: calibration error, Brier score, likelihood.
 
 Everything here takes the scores of n images over k classes and their true classes. Scores whose
 rows are distributions (0..1, adding up to 1) are probabilities; any others are logits, and go
@@ -114,9 +114,7 @@ def brier_of_each(scores: Scores, labels: Scores) -> Tensor:
     """The Brier score of every image, float64 [n]."""
     probabilities, labels = _checked(scores, labels)
     parts = [
-        rows.double().square().sum(1)
-        - 2 * rows.double().gather(1, own[:, None])[:, 0]
-        + 1.0
+        rows.double().square().sum(1) - 2 * rows.double().gather(1, own[:, None])[:, 0] + 1.0
         for rows, own in zip(probabilities.split(ROWS), labels.split(ROWS), strict=True)
     ]
     return torch.cat(parts)

@@ -208,7 +208,7 @@ def _figures(section: Section, findings: Findings) -> None:
         del rows[1]
     if findings.auroc is not None:
         kind = "AUROC" if len(result.classes) == 2 else "AUROC, one against the rest"
-        rows.append((kind, Share(findings.auroc), None))
+        rows.append((kind, round(findings.auroc, 4), None))
     section.table(
         ("figure", "value", "95 % interval"),
         rows,
@@ -253,8 +253,8 @@ def _calibration(section: Section, found: Calibration) -> None:
     far = served.ece
     side = _side(served)
     section.text(
-        f"Of the model's answers, how sure it is and how often it is right are {percent(far, 1)} "
-        f"apart on average (expected calibration error){side}."
+        f"Of the model's answers, how sure it is and how often it is right are {100 * far:.1f} "
+        f"points apart on average (expected calibration error){side}."
     )
     if found.after is None:
         section.text(
@@ -347,7 +347,7 @@ def _slices(section: Section, found: Slices, result: Accuracy) -> None:
             one.n,
             Share(one.top1),
             span((one.low, one.high)),
-            f"{one.p:.2g}",
+            float(f"{one.p:.2g}"),
             one.worse,
         )
         for one in found.slices
@@ -355,7 +355,7 @@ def _slices(section: Section, found: Slices, result: Accuracy) -> None:
     section.table(
         columns,
         rows[:WORST],
-        f"The slices that are certainly low, lowest first. Intervals and p-values are corrected "
+        f"By the upper end of their interval, lowest first. Intervals and p-values are corrected "
         f"for looking at {found.looked_at}.{few if found.too_few else ''}",
     )
     if len(rows) > WORST:

@@ -69,19 +69,25 @@ def imagenet_groups(classes: Sequence[str], model: ImageClassifier) -> tuple[Gro
     Args:
         classes: the data's. WordNet ids, alone or followed by a word (``n01440764_tench``), or
             the numbers 0 to 999 of ImageNet-V2.
-        model: with 1,000 classes that are not these names themselves.
+        model: with 1,000 classes.
 
     Returns:
-        The groups and a sentence, or None where the names are of neither kind or the model's
-        classes are not ImageNet's.
+        The groups and a sentence, or None where the names are of neither kind, the model's
+        classes are not ImageNet's, or all of its classes are there under their own names.
     """
     if model.num_classes != IMAGENET or not classes:
+        return None
+    own = {name: place for place, name in enumerate(model.labels or [])}
+    named_alike = set(classes) <= set(own)
+    if named_alike and len(classes) == IMAGENET:
         return None
     if set(classes) == {str(number) for number in range(IMAGENET)}:
         named = "class folders 0 to 999 are taken for ImageNet's class numbers (as in ImageNet-V2)"
         return [[int(name)] for name in classes], named
     ids = [match[0] if (match := WNID.match(name)) else "" for name in classes]
     places = {wnid: place for place, wnid in enumerate(wnids())}
+    if named_alike:
+        places = {wnid: own[name] for wnid, name in zip(ids, classes, strict=True)}
     if not all(ids) or len(set(ids)) < len(ids):
         return None
     strangers = [name for name, wnid in zip(classes, ids, strict=True) if wnid not in places]

@@ -96,8 +96,6 @@ def calibrated(
         "nll_after": fitted.nll_after,
     }
     kind = write_temperature(source, which, fitted.temperature, facts)
-    if fitted.at_bound:
-        bench.say("the temperature lies at its bound: the images say too little to fit one")
     bench.told.append(
         f"temperature {fitted.temperature:.4f} fitted on {fitted.n:,} images of {where}: NLL "
         f"{fitted.nll_before:.4f} before, {fitted.nll_after:.4f} after; stored in {source} for "

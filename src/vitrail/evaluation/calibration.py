@@ -97,14 +97,12 @@ class Fit:
         temperature: see `metrics.calibration.fit_temperature`.
         n: images.
         nll_before, nll_after: on these very images.
-        at_bound: the likelihood has no maximum between the bounds.
     """
 
     temperature: float
     n: int
     nll_before: float
     nll_after: float
-    at_bound: bool
 
 
 def calibration(logits: Tensor, labels: Tensor, temperature: float = 1.0) -> Calibration:
@@ -127,7 +125,7 @@ def fit(logits: Tensor, labels: Tensor, least: int = 20) -> Fit:
         least: of how many images the fit is refused below.
 
     Raises:
-        Error: too few images, one class only, or as `fit_temperature`.
+        Error: too few images, one class only, no best temperature, or as `fit_temperature`.
     """
     if len(labels) < least:
         raise Error(
@@ -136,9 +134,13 @@ def fit(logits: Tensor, labels: Tensor, least: int = 20) -> Fit:
     if len(labels.unique()) < 2:
         raise Error("a temperature fitted on images of one class says nothing of the others")
     found = fit_temperature(logits, labels)
-    bound = found <= LOWEST * 1.001 or found >= HIGHEST / 1.001
-    after = nll(logits.double() / found, labels)
-    return Fit(found, len(labels), nll(logits, labels), after, bound)
+    if found <= LOWEST * 1.001 or found >= HIGHEST / 1.001:
+        why = "all of them are right" if found < 1 else "the answers are no better than chance"
+        raise Error(
+            f"no temperature is the best one on these {len(labels):,} images, because {why}: fit "
+            "it on more images, or on others"
+        )
+    return Fit(found, len(labels), nll(logits, labels), nll(logits.double() / found, labels))
 
 
 def _reading(logits: Tensor, labels: Tensor, temperature: float) -> Reading:

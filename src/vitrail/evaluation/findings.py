@@ -14,7 +14,7 @@ from vitrail.evaluation.label_sets import AnyOf
 from vitrail.evaluation.robustness import AtSize, Robustness
 from vitrail.evaluation.slices import Slices, cuts, find_slices, picture_sizes
 from vitrail.metrics.bootstrap import bootstrap_interval
-from vitrail.metrics.ranking import auroc, mean_of_known
+from vitrail.metrics.ranking import auroc, mean_of_known, one_vs_rest_auroc
 
 RESAMPLES = 1000
 
@@ -139,12 +139,11 @@ def area(result: Accuracy) -> float | None:
     """The AUROC of an evaluation; see `Findings`."""
     if result.logits is None:
         raise ValueError("evaluate with keep_logits=True")
-    logits = result.logits.double() / result.temperature
-    labels, whole = result.labels.numpy(), logits.logsumexp(1)
-    classes = range(logits.shape[1])
-    wanted = classes if len(classes) != 2 else [1]
-    areas = [auroc((logits[:, k] - whole).exp().numpy(), labels == k) for k in wanted]
-    return mean_of_known(np.array(areas))
+    chances = (result.logits.double() / result.temperature).softmax(1).numpy()
+    labels = result.labels.numpy()
+    if chances.shape[1] == 2:
+        return mean_of_known(np.array([auroc(chances[:, 1], labels == 1)]))
+    return mean_of_known(one_vs_rest_auroc(chances, labels))
 
 
 def _mean_f1(hits: np.ndarray, total: np.ndarray) -> float:

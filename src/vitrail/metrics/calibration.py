@@ -164,6 +164,8 @@ def fit_temperature(logits: Scores, labels: Scores) -> float:
         raise Error("a temperature needs at least two classes to be fitted on")
     if not (logits.amax(1) > logits.amin(1)).any():
         raise Error("the logits of every image are all equal: no temperature changes them")
+    if (logits.argmax(1) == labels).all():
+        return LOWEST  # far from there the slope cannot be told from 0 any more
     low, high = -math.log(HIGHEST), -math.log(LOWEST)  # of log(1/T)
     for _ in range(48):
         middle = (low + high) / 2

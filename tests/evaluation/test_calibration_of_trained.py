@@ -36,7 +36,7 @@ def test_the_fitted_temperature_lowers_the_loss_on_held_out_images(seed, tmp_pat
     here, there = slice(0, None, 2), slice(1, None, 2)
     fitted = fit(found.logits[here], found.labels[here])
     held_out = calibration(found.logits[there], found.labels[there], fitted.temperature)
-    assert held_out.after.nll < held_out.before.nll
+    assert held_out.after.nll < held_out.before.nll - 0.1
     assert fitted.temperature > 1.3
     assert held_out.after.brier < held_out.before.brier
     assert held_out.after.ece < held_out.before.ece

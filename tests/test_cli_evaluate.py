@@ -164,6 +164,27 @@ def test_imagenet_a_is_measured_among_its_own_classes(tmp_path):
     assert "only 2 of 1,000" in err
 
 
+def test_images_of_several_labels_are_ranked(model, shapes, tmp_path, monkeypatch):
+    from vitrail.cli import measuring
+    from vitrail.data.examples import ArraySource
+
+    numbers = np.random.default_rng(0)
+    images = numbers.integers(0, 256, (30, 32, 32, 3), dtype=np.uint8)
+    source = ArraySource(images, numbers.integers(0, 2, 30), ["blue", "red"])
+    source.labels = numbers.integers(0, 2, (30, 2)).astype(np.uint8)
+    monkeypatch.setattr(measuring, "split_to_measure", lambda *_: (source, ""))
+    out, _ = call("evaluate", model, shapes, "--json", "--out", tmp_path / "page")
+    fields = json.loads(out)
+    assert fields["n"] == 30
+    assert [row["n"] for row in fields["per_class"]] == source.labels.sum(0).tolist()
+    assert 0 < fields["mean_average_precision"] <= 1
+    check_self_contained((tmp_path / "page" / "report.html").read_text())
+    out, _ = call("evaluate", model, shapes)
+    assert "mean average precision" in out
+    _, err = call("evaluate", model, shapes, "--calibrate", status=2)
+    assert "several labels" in err
+
+
 def test_one_class_is_measured_and_not_calibrated(model, shapes, tmp_path):
     shutil.copytree(shapes / "test" / "red", tmp_path / "one" / "red")
     fields = evaluated(model, tmp_path / "one")

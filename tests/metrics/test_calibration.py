@@ -75,6 +75,14 @@ def test_brier_and_nll_are_scikit_learns(k):
     assert nll(logits, labels) == pytest.approx(loss, abs=1e-12)
 
 
+def test_probabilities_in_half_precision_are_not_taken_for_logits():
+    logits, labels = scores(300, 1000, 2.0)
+    for dtype in (torch.float16, torch.bfloat16):
+        low = logits.softmax(1).to(dtype)
+        assert ece(low, labels) == pytest.approx(ece(logits, labels), abs=0.01)
+        assert nll(low, labels) == pytest.approx(nll(logits, labels), rel=0.05)
+
+
 def test_two_classes_score_twice_the_score_of_one():
     logits, labels = scores(200, 2, 1.0, dtype=torch.float64)
     probabilities = logits.softmax(1).numpy()

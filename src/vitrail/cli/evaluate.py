@@ -13,7 +13,7 @@ from vitrail.cli.output import print_json, print_rows
 from vitrail.kit.errors import Error, listing
 
 if TYPE_CHECKING:
-    from vitrail.cli.bench import Bench, Opened
+    from vitrail.cli.measuring import Bench, Opened
     from vitrail.evaluation.findings import Findings
     from vitrail.evaluation.multilabel import MultiLabel
     from vitrail.kit.page import Page
@@ -72,7 +72,7 @@ def evaluate(
         json: Print one JSON object on stdout.
         out: A folder for evaluation.json and report.html.
     """
-    from vitrail.cli import bench as work
+    from vitrail.cli import measuring as work
     from vitrail.evaluation.corruptions import check_names
     from vitrail.kit.devices import pick_device
 

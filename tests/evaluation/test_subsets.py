@@ -70,12 +70,13 @@ def test_only_the_subsets_logits_count():
     assert found.top1 == 0.5
 
 
-def test_a_group_has_the_probability_of_its_members_together():
+@pytest.mark.parametrize("temperature", [1.0, 2.5])
+def test_a_group_has_the_probability_of_its_members_together(temperature):
     model = ReadsItsAnswer(["ash", "birch", "cedar", "elm"]).eval().requires_grad_(False)
-    view = Among(model, [[0, 3], [1, 2]], ["a", "b"])
+    view = Among(model, [[0, 3], [1, 2]], ["a", "b"], temperature)
     images = torch.tensor([[12.0, 34, 56, 7]])[:, None, None]
     with torch.inference_mode():
-        parts, together = (one(images).softmax(1)[0] for one in (model, view))
+        parts, together = ((one(images) / temperature).softmax(1)[0] for one in (model, view))
         assert torch.equal(view.features(images), model.features(images))
     assert together.tolist() == pytest.approx(
         [float(parts[0] + parts[3]), float(parts[1] + parts[2])]

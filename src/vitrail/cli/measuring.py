@@ -54,13 +54,15 @@ class Bench:
     def open(self, source: str, name: str | None, which: str) -> Opened:
         """A model that answers in the classes of the images."""
         model = load_model(source, name=name, which=which).to(self.device)
-        return Opened(model, self.view_of(model), read_temperature(source, which))
+        temperature = read_temperature(source, which)
+        return Opened(model, self.view_of(model, temperature), temperature)
 
-    def view_of(self, model: ImageClassifier) -> ImageClassifier:
+    def view_of(self, model: ImageClassifier, temperature: float) -> ImageClassifier:
         """The model, or a view of it in the data's classes."""
         classes = self.images.classes
         if self.class_map is not None:
-            return Among(model, read_class_map(self.class_map, classes, model), classes)
+            groups = read_class_map(self.class_map, classes, model)
+            return Among(model, groups, classes, temperature)
         found = imagenet_groups(classes, model)
         if found is None:
             return model
@@ -199,7 +201,7 @@ def _swept(
     rows = [at_size(opened.model, result, own=True)]
     for size, model in models.items():
         if (size, size) != own:
-            view = replace(opened, model=model, view=bench.view_of(model))
+            view = replace(opened, model=model, view=bench.view_of(model, opened.temperature))
             rows.append(at_size(model, bench.measure(view, mistakes=0, examples=0), own=False))
             print(f"{size} px: top-1 {100 * rows[-1].top1:.2f} %", file=sys.stderr)
     return sorted(rows, key=lambda row: row.size)

@@ -37,11 +37,19 @@ class Among(ImageClassifier):
         model: the whole model; it is shared, not copied.
         groups: for each new class the numbers of the model's.
         names: of the new classes.
+        temperature: that the logits will be divided by: a group of several classes then has the
+            sum of their probabilities after it.
     """
 
-    def __init__(self, model: ImageClassifier, groups: Groups, names: Sequence[str]):
+    def __init__(
+        self,
+        model: ImageClassifier,
+        groups: Groups,
+        names: Sequence[str],
+        temperature: float = 1.0,
+    ):
         super().__init__(dataclasses.replace(model.config, num_classes=len(groups)))
-        self.model = model
+        self.model, self.temperature = model, temperature
         self.head = nn.Identity()
         self.preprocessing = model.preprocessing
         most = max(map(len, groups))
@@ -56,7 +64,10 @@ class Among(ImageClassifier):
         logits = self.model(images, tape)
         places = self.places
         picked = logits[:, places.clamp(min=0)].masked_fill(places < 0, -torch.inf)  # [b k most]
-        return record(tape, "among", picked.logsumexp(2) if picked.shape[2] > 1 else picked[..., 0])
+        if picked.shape[2] == 1:
+            return record(tape, "among", picked[..., 0])
+        together = self.temperature * (picked / self.temperature).logsumexp(2)
+        return record(tape, "among", together)
 
     def features(self, images: Tensor, tape: Tape | None = None) -> Tensor:
         """The whole model's features, [b d]."""

@@ -112,6 +112,20 @@ def test_everything_at_once_makes_a_page(model, made, shapes, tmp_path):
     assert again["corruptions"] == fields["corruptions"]
 
 
+def test_frost_with_photographs_is_not_said_to_be_drawn(model, shapes, tmp_path):
+    (tmp_path / "ice").mkdir()
+    numbers = np.random.default_rng(0)
+    ice = numbers.integers(90, 256, (200, 300, 3), dtype=np.uint8)
+    Image.fromarray(ice).save(tmp_path / "ice" / "frost1.png")
+    words = ["--corruptions", "frost", "--severities", 5, "--corruption-images", 20]
+    drawn = evaluated(model, shapes, *words)["corruptions"]
+    photographed = evaluated(model, shapes, *words, "--frost-photos", tmp_path / "ice")
+    assert drawn["drawn_frost"]
+    assert not photographed["corruptions"]["drawn_frost"]
+    _, err = call("evaluate", model, shapes, *words, "--frost-photos", shapes, status=2)
+    assert "no pictures of ice" in err
+
+
 def test_label_sets(model, shapes, tmp_path):
     names = [f"{split}/{label}/{i:02d}.png" for split in ("test",) for label in ("blue", "red")
              for i in range(40)]  # fmt: skip
@@ -219,6 +233,7 @@ def test_answers_that_are_no_numbers_are_said_and_nothing_is_stored(model, shape
         (["--real-labels", "nowhere.json"], "nowhere.json: cannot be read"),
         (["--class-map", "nowhere.json"], "nowhere.json: cannot be read"),
         (["--calibrate-on", "nowhere"], "nowhere: no such folder or file"),
+        (["--corruptions", "frost", "--frost-photos", "nowhere"], "nowhere: no such folder"),
     ],
 )
 def test_slips_are_said_before_anything_is_measured_or_written(model, shapes, tmp_path, words,

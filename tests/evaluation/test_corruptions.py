@@ -223,6 +223,19 @@ def test_snow_is_the_authors_formula():
     assert np.abs(made - theirs).max() < 0.005  # halves may be rounded either way
 
 
+@pytest.mark.parametrize(("side", "share"), [(32, 0.2), (64, 0.3), (224, 1.0)])
+def test_photographs_of_ice_are_used_at_the_authors_size(side, share):
+    photograph = picture(640, width=800)
+    (made,) = corruptions.ice_photographs([photograph], side)
+    assert made.shape == (round(640 * share), round(800 * share), 3)
+    image = picture(side)
+    iced = corrupt(image, "frost", 5, "a", photographs=[made])
+    drawn = corrupt(image, "frost", 5, "a")
+    assert not np.array_equal(iced, drawn)
+    with pytest.raises(Error, match="too small for pictures of"):
+        corruptions.ice_photographs([picture(round(side / share) - 4)], side)
+
+
 def test_frost_takes_photographs_and_draws_ice_without():
     image = picture(32)
     photograph = picture(64, seed=5)

@@ -35,6 +35,7 @@ def evaluate(
     corruptions: Annotated[tuple[str, ...] | None, arg("NAMES")] = None,
     severities: tuple[int, ...] = (1, 2, 3, 4, 5),
     corruption_images: Annotated[int | None, arg("N")] = None,
+    frost_photos: Annotated[Path | None, arg("DIR")] = None,
     sizes: Annotated[tuple[int, ...], arg("PIXELS")] = (),
     real_labels: Annotated[Path | None, arg("FILE")] = None,
     class_map: Annotated[Path | None, arg("FILE")] = None,
@@ -62,6 +63,7 @@ def evaluate(
         corruptions: Measure under ImageNet-C's corruptions: their names, or all without any.
         severities: Of the corruptions, 1 to 5.
         corruption_images: Measure corruptions on so many images, picked by the seed.
+        frost_photos: The original's photographs of ice; without them the ice is drawn.
         sizes: Measure with images of these sizes too.
         real_labels: Several right labels an image: real.json, or JSON lines of key and labels.
         class_map: JSON from the data's classes to the model's.
@@ -99,7 +101,8 @@ def evaluate(
     other = None if against is None else bench.open(against, against_name, "final")
     sets = None if real_labels is None else work.label_sets_for(bench, opened, real_labels)
     at = work.at_sizes(opened, sizes)
-    asked = work.Asked(sets, at, names, severities, corruption_images, seed)
+    ice = [] if frost_photos is None else work.photographs_in(frost_photos)
+    asked = work.Asked(sets, at, names, severities, corruption_images, ice, seed)
     if calibrate or calibrate_on:
         on = calibrate_on or "val"
         opened = work.calibrated(bench, opened, source, data, split, which, on)

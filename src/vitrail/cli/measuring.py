@@ -5,6 +5,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from vitrail.data.decode import SUFFIXES, decode
+from vitrail.data.examples import read_file
 from vitrail.data.folder import SPLITS
 from vitrail.data.loader import eval_batches, order
 from vitrail.data.sources import Source, missing_split, open_splits
@@ -131,6 +135,7 @@ class Asked:
         corruptions: their names, or None.
         severities: of the corruptions.
         corruption_images: on how many images; None for all.
+        ice: photographs for frost.
         seed: of the corruptions and of the choice of images for them.
     """
 
@@ -139,7 +144,21 @@ class Asked:
     corruptions: list[str] | None
     severities: tuple[int, ...]
     corruption_images: int | None
+    ice: list[np.ndarray]
     seed: int
+
+
+def photographs_in(folder: Path) -> list[np.ndarray]:
+    """The pictures of a folder, in the order of their names."""
+    if not folder.is_dir():
+        raise Error(f"{folder}: no such folder")
+    files = sorted(path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES)
+    if not files:
+        raise Error(f"{folder}: there are no pictures of ice in it")
+    try:
+        return [decode(read_file(path)) for path in files]
+    except Error as error:
+        raise Error(f"{folder}: a picture of ice cannot be read ({error})") from None
 
 
 def label_sets_for(bench: Bench, opened: Opened, path: Path) -> Sets:
@@ -180,6 +199,7 @@ def _under_corruptions(
         asked.corruptions,
         asked.severities,
         seed=asked.seed,
+        photographs=asked.ice,
         batch_size=bench.batch_size,
         workers=bench.workers,
         say=lambda line: print(line, file=sys.stderr),

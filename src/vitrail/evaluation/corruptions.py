@@ -20,7 +20,7 @@ import numpy as np
 from PIL import Image
 
 from vitrail.evaluation import filters
-from vitrail.evaluation.severities import TABLES, table_for
+from vitrail.evaluation.severities import FROST_SIZES, TABLES, table_for
 from vitrail.kit.errors import Error, did_you_mean
 
 Numbers = np.random.Generator
@@ -36,6 +36,7 @@ def corrupt(
     key: str = "",
     seed: int = 0,
     table: str | None = None,
+    photographs: Sequence[np.ndarray] = (),
 ) -> np.ndarray:
     """A picture under one corruption.
 
@@ -46,6 +47,7 @@ def corrupt(
         key: of the picture.
         seed: of the draws.
         table: whose parameters, one of `severities.TABLES`; None: the nearest in size.
+        photographs: of ice, for `frost`; see there.
 
     Returns:
         uint8 [h w 3]. Fractions are cut off, as the authors' code does.
@@ -63,8 +65,34 @@ def corrupt(
     text = f"{seed}\0{name}\0{key}".encode("utf-8", "surrogateescape")
     entropy = int.from_bytes(hashlib.blake2b(text, digest_size=16).digest())
     numbers = np.random.Generator(np.random.Philox(key=entropy))
-    made = MAKERS[name](image, parameters, numbers)
+    if name == "frost":
+        made = frost(image, parameters, numbers, photographs)
+    else:
+        made = MAKERS[name](image, parameters, numbers)
     return made if made.dtype == np.uint8 else np.clip(made * 255, 0, 255).astype(np.uint8)
+
+
+def ice_photographs(pictures: Sequence[np.ndarray], side: int) -> list[np.ndarray]:
+    """Photographs of ice at the size at which the authors lay them over pictures of this side.
+
+    Args:
+        pictures: uint8 [h w 3]; the authors' are `frost1.png` to `frost6.jpg`.
+
+    Raises:
+        Error: one that is too small then.
+    """
+    share = FROST_SIZES[table_for(side)]
+    made = []
+    for picture in pictures:
+        size = (round(picture.shape[1] * share), round(picture.shape[0] * share))
+        if min(size) < side:
+            raise Error(
+                f"a photograph of ice of {picture.shape[0]}x{picture.shape[1]} is used at "
+                f"{size[1]}x{size[0]}, too small for pictures of {side}"
+            )
+        image = Image.fromarray(picture)
+        made.append(np.array(image.resize(size, Image.Resampling.BILINEAR)))
+    return made
 
 
 def check_names(names: Sequence[str], severities: Sequence[int]) -> None:

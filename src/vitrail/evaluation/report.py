@@ -2,7 +2,7 @@
 
 It says how good the model is and how sure one can be of that, whether its probabilities can be
 believed, on which images it is worst, how it stands damage and other sizes, and where it is wrong.
-The parts that a training run's page shows too are functions of their own.
+What a training run's page shows too is in `blocks`.
 """
 
 from collections.abc import Sequence
@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from vitrail.evaluation.accuracy import Accuracy
+from vitrail.evaluation.blocks import accuracy_blocks, mistake_blocks, percent, span
 from vitrail.evaluation.calibration import Calibration, Reading
 from vitrail.evaluation.compare import Comparison
 from vitrail.evaluation.findings import Findings
@@ -19,9 +20,8 @@ from vitrail.evaluation.multilabel import MultiLabel
 from vitrail.evaluation.robustness import AtSize, Robustness
 from vitrail.evaluation.slices import Slices
 from vitrail.kit.chart import Line, line_chart
-from vitrail.kit.page import Page, Picture, Section, Share, confused
+from vitrail.kit.page import Page, Section, Share
 
-ROWS = 40  # classes up to which the whole table stands open
 WORST = 12  # slices in the open table
 GROUPS = {  # of ImageNet-C, as its paper groups them
     "noise": ("gaussian_noise", "shot_noise", "impulse_noise"),
@@ -98,84 +98,6 @@ def multi_label_page(result: MultiLabel, *, model: str, split: str, footer: str 
             ("file", "reason"), result.skipped, "Files that could not be read."
         )
     return page
-
-
-def accuracy_blocks(section: Section, result: Accuracy) -> None:
-    """How many are right, every class, and what is taken for what."""
-    counts = result.confusion.numpy()
-    present = counts.sum(1) > 0
-    section.text(
-        f"{round(result.top1 * result.n):,} of {result.n:,} images are right. Always answering "
-        f"with the most frequent class would give {percent(counts.sum(1).max() / result.n)}. "
-        f"The mean loss is {result.loss:.3f}."
-    )
-    if not present.all():
-        section.text(f"{(~present).sum():,} of {len(present):,} classes have no image here.")
-    rows = [
-        (one.label, one.n, Share(one.recall), Share(one.precision), Share(one.f1))
-        for one in sorted(result.per_class, key=lambda one: one.f1)
-        if one.n
-    ]
-    columns = ("class", "images", "recall", "precision", "F1")
-    caption = (
-        "Per class, the hardest first. Recall: how many of its images are found. "
-        "Precision: how many of the images given its name deserve it."
-    )
-    section.table(columns, rows[:ROWS], caption)
-    if len(rows) > ROWS:
-        section.details(f"The other {len(rows) - ROWS:,} classes").table(
-            columns, rows[ROWS:], "Per class, continued."
-        )
-    shown = np.flatnonzero(present | (counts.sum(0) > 0))
-    labels = [result.classes[i] for i in shown]
-    section.matrix(
-        counts[np.ix_(shown, shown)],
-        labels,
-        "Confusion matrix: a row for each true class, a column for each answer.",
-    )
-    pairs = [
-        f"{result.classes[i]} for {result.classes[j]} ({n:,})"
-        for i, j, n in confused(counts, most=3)
-    ]
-    if pairs:
-        section.text(f"Taken most often: {'; '.join(pairs)}.")
-
-
-def mistake_blocks(section: Section, result: Accuracy) -> None:
-    """The most confident mistakes, with their pictures."""
-    worst = result.mistakes()
-    if not worst:
-        section.text("None: every image was classified rightly.")
-        return
-    wrong = int((result.labels != result.predictions).sum())
-    section.text(
-        f"The {len(worst)} of {wrong:,} mistakes that the model is surest of. Look at the labels "
-        "too: a mistake made with certainty is often an image with the wrong label."
-    )
-    section.gallery(
-        [
-            Picture(
-                images=[mistake.picture],
-                alts=[f"{mistake.label}, image {mistake.key}"],
-                title=mistake.label,
-                notes=(
-                    f"taken for {mistake.prediction}, {percent(mistake.probability, 1)}",
-                    mistake.key,
-                ),
-            )
-            for mistake in worst
-        ]
-    )
-
-
-def percent(share: float, digits: int = 2) -> str:
-    """0.8605 as 86.05 %, unbroken."""
-    return f"{100 * share:.{digits}f}\N{NO-BREAK SPACE}%"
-
-
-def span(ends: tuple[float, float], digits: int = 1) -> str:
-    """An interval of shares in words."""
-    return f"{percent(ends[0], digits)} to {percent(ends[1], digits)}"
 
 
 # -- what each part says -------------------------------------------------------------------------

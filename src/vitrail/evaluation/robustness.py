@@ -14,7 +14,7 @@ from vitrail.data.decode import decode
 from vitrail.data.examples import Source, Subset
 from vitrail.data.loader import eval_batches
 from vitrail.evaluation.accuracy import Accuracy, evaluate
-from vitrail.evaluation.corruptions import check_names, corrupt
+from vitrail.evaluation.corruptions import check_names, corrupt, ice_photographs
 from vitrail.evaluation.severities import CORRUPTIONS, table_for
 from vitrail.kit.errors import Error
 from vitrail.kit.preprocess import Preprocessing
@@ -31,22 +31,36 @@ class CorruptedSource(Subset):
     Args:
         source: the clean pictures.
         preprocessing: gives the size; the loader must not resize or crop again.
-        name, severity, seed: see `corruptions.corrupt`.
+        name, severity, seed, photographs: see `corruptions.corrupt`.
     """
 
     def __init__(
-        self, source: Source, preprocessing: Preprocessing, name: str, severity: int, seed: int
+        self,
+        source: Source,
+        preprocessing: Preprocessing,
+        name: str,
+        severity: int,
+        seed: int,
+        photographs: Sequence[np.ndarray] = (),
     ):
         super().__init__(source, np.arange(len(source)))
         self.preprocessing = preprocessing
         self.corruption, self.severity, self.seed = name, severity, seed
+        self.photographs = photographs
 
     def image(self, i: int) -> np.ndarray:
         """The i-th picture, uint8 [*size 3]."""
         image = super().image(i)
         pixels = image if isinstance(image, np.ndarray) else decode(image)
         clean = self.preprocessing.geometry(pixels)
-        return corrupt(clean, self.corruption, self.severity, self.keys[i], self.seed)
+        return corrupt(
+            clean,
+            self.corruption,
+            self.severity,
+            self.keys[i],
+            self.seed,
+            photographs=self.photographs,
+        )
 
     def arrays(self, indices: np.ndarray) -> None:
         """Nothing: every picture is made for itself."""
@@ -103,6 +117,7 @@ def robustness(
     severities: Sequence[int] = (1, 2, 3, 4, 5),
     *,
     seed: int = 0,
+    photographs: Sequence[np.ndarray] = (),
     batch_size: int = 64,
     workers: int = 0,
     say: Say = lambda _: None,
@@ -114,6 +129,7 @@ def robustness(
         clean: the model's answers to at least these images.
         names, severities: see `corruptions`; each pair is one pass over the images.
         seed: of all draws.
+        photographs: of ice, whole, for frost; without any the ice is drawn.
         say: told what was measured.
 
     Raises:
@@ -124,13 +140,14 @@ def robustness(
     if not names or not severities:
         raise Error("robustness needs at least one corruption and one severity")
     sides = model.preprocessing.size
+    ice = ice_photographs(photographs, max(sides)) if "frost" in names else []
     as_it_is = model.preprocessing.replace(crop=1.0, fit="crop")
     rows: dict[str, tuple[float, ...]] = {}
     wrong: dict[str, np.ndarray] = {}  # by key, the share of wrong answers, summed over corruptions
     for name in names:
         shares = []
         for severity in severities:
-            pictures = CorruptedSource(source, model.preprocessing, name, severity, seed)
+            pictures = CorruptedSource(source, model.preprocessing, name, severity, seed, ice)
             batches = eval_batches(pictures, as_it_is, batch_size, workers=workers)
             found = evaluate(model, batches, source.classes, mistakes=0, examples=0)
             misses = (found.predictions != found.labels).double().numpy()
@@ -154,7 +171,7 @@ def robustness(
         high=high,
         relative_error=float(each.mean()) - (1 - top1),
         table=table_for(min(sides)),
-        drawn_frost="frost" in names,
+        drawn_frost="frost" in names and not ice,
     )
 
 

@@ -15,8 +15,8 @@ import numpy as np
 import torch
 
 from vitrail.evaluation.accuracy import Accuracy
-from vitrail.evaluation.report import accuracy_blocks, mistake_blocks
-from vitrail.evaluation.report import percent as _percent
+from vitrail.evaluation.blocks import accuracy_blocks, mistake_blocks
+from vitrail.evaluation.blocks import percent as _percent
 from vitrail.inspection.draw import attention_maps, overlay
 from vitrail.kit.chart import Line, line_chart
 from vitrail.kit.errors import Error, listing

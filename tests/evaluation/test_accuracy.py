@@ -1,7 +1,7 @@
 """A model whose logits are its pixels: what it answers is written in the picture."""
 
 import json
-from types import SimpleNamespace
+from dataclasses import dataclass
 
 import numpy as np
 import pytest
@@ -16,12 +16,19 @@ from vitrail.kit.preprocess import Preprocessing
 from vitrail.models.base import ImageClassifier
 
 
+@dataclass(frozen=True)
+class Config:
+    num_classes: int
+    image_size: tuple[int, int]
+    in_channels: int
+
+
 class ReadsItsAnswer(ImageClassifier):
     """Images of 1 x k pixels and one channel: pixel i is logit i, in tenths."""
 
     def __init__(self, classes, dtype=torch.float32):
         k = len(classes)
-        super().__init__(SimpleNamespace(num_classes=k, image_size=(1, k), in_channels=1))
+        super().__init__(Config(num_classes=k, image_size=(1, k), in_channels=1))
         self.preprocessing = Preprocessing(size=(1, k), mean=(0,), std=(10 / 255,))
         self.head = nn.Linear(k, k, bias=False, dtype=dtype)
         nn.init.eye_(self.head.weight)
@@ -207,3 +214,22 @@ def test_a_class_number_that_the_model_does_not_have_is_named():
     labels[4] = 3
     with pytest.raises(Error, match=r"4\.png is of class number 3, but the model has 3 classes"):
         evaluate(ReadsItsAnswer(["a", "b", "c"]), batches_of(pixels, labels))
+
+
+def test_what_the_further_figures_need_is_kept():
+    pixels, labels = random_data(30, 8)
+    plain = evaluate(ReadsItsAnswer(NAMES), batches_of(pixels, labels), NAMES)
+    assert plain.logits is None
+    found = evaluate(
+        ReadsItsAnswer(NAMES), batches_of(pixels, labels), NAMES, temperature=4.0, keep_logits=True
+    )
+    assert found.logits.shape == (30, 8)
+    assert found.logits.dtype == torch.float32
+    assert found.logits.numpy() == pytest.approx(pixels / 10, rel=1e-5)
+    assert found.to_json() == plain.to_json()  # no answer and no loss hangs on a temperature
+    confident = torch.tensor(pixels / 40).softmax(1).amax(1)
+    assert found.probabilities.numpy() == pytest.approx(confident.numpy(), rel=1e-5)
+    assert (found.probabilities < plain.probabilities).all()
+    assert found.indices.tolist() == list(range(30))
+    assert found.brightness.numpy() == pytest.approx(pixels.mean(1) / 255, rel=1e-5)
+    assert float(found.top5_right.double().mean()) == found.top5

@@ -54,16 +54,21 @@ class Accuracy:
     Attributes:
         top1, top5: share of images whose class is the first, or among the first five; with fewer
             than five classes top5 is among the first min(5, k), which is all of them.
-        loss: mean cross-entropy, in nats.
+        loss: mean cross-entropy, in nats, of the logits as they are (without a temperature).
         n: images counted.
         classes: the model's class names, in the order of the logits.
         per_class: one entry a class.
         confusion: int64 [k k], row = true class, column = predicted class.
         keys, labels, predictions: of each image in the order of the data, the latter two int64 [n].
-        probabilities: float32 [n], of each image's predicted class.
+        probabilities: float32 [n], of each image's predicted class, after the temperature.
         skipped: (key, reason) of the images that could not be read.
         worst: the most confident mistakes, most confident first; ask `mistakes`.
         examples: the first images of each class, in the order of the data.
+        top5_right: whether each image's class is among its first five, bool [n].
+        indices: of each image in the source, int64 [n].
+        brightness: the mean of each picture as the model saw it, 0..1, float32 [n].
+        temperature: what the logits were divided by before they became probabilities.
+        logits: float32 [n k] before the temperature, where `evaluate` was asked to keep them.
     """
 
     top1: float
@@ -80,6 +85,11 @@ class Accuracy:
     skipped: tuple[tuple[str, str], ...]
     worst: tuple[Answer, ...]
     examples: tuple[Answer, ...]
+    top5_right: Tensor
+    indices: Tensor
+    brightness: Tensor
+    temperature: float = 1.0
+    logits: Tensor | None = None
 
     def mistakes(self, most: int = 24) -> list[Answer]:
         """The most confident mistakes, at most as many as `evaluate` was asked to keep."""
@@ -137,6 +147,8 @@ def evaluate(
     classes: Sequence[str] | None = None,
     mistakes: int = 24,
     examples: int = 12,
+    temperature: float = 1.0,
+    keep_logits: bool = False,
 ) -> Accuracy:
     """Classify every image once, in evaluation mode, on the device where the model is.
 
@@ -148,12 +160,15 @@ def evaluate(
         mistakes: of how many of the most confident mistakes to keep the pictures.
         examples: of at most how many images to keep the pictures besides, the first of each
             class and equally many of each.
+        temperature: what logits are divided by before they become probabilities; no answer and
+            no loss changes with it.
+        keep_logits: whether the result shall hold all logits, 4 n k bytes.
 
     Raises:
         Error: classes that the model does not know, no image that could be read, a class number
             that the model does not have, or logits that are not finite.
     """
-    tally = _Tally(model, classes, mistakes, examples)
+    tally = _Tally(model, classes, mistakes, examples, temperature, keep_logits)
     was_training = model.training
     model.eval()
     try:
@@ -165,6 +180,24 @@ def evaluate(
     return tally.result()
 
 
+def finite_logits(model: ImageClassifier, batch: Batch) -> Tensor:
+    """A batch's logits, float64 [b k] on the CPU: sums must not depend on the images' order.
+
+    Raises:
+        Error: a logit that is not finite; the message names the image.
+    """
+    weight = next(model.parameters())
+    images = model.preprocessing.normalize(batch.images.to(weight.device))
+    logits = model(images.to(weight.dtype)).double().cpu()
+    bad = ~logits.isfinite().all(1)
+    if bad.any():
+        raise Error(
+            f"the model's answer for {batch.keys[int(bad.int().argmax())]} is not a finite "
+            "number: its weights are broken, or the run that made them diverged"
+        )
+    return logits
+
+
 class _Tally:
     """The counts of an evaluation under way."""
 
@@ -174,11 +207,14 @@ class _Tally:
         classes: Sequence[str] | None,
         mistakes: int,
         examples: int,
+        temperature: float,
+        keep_logits: bool,
     ):
         self.model = model
         self.places = align(classes, model.labels) if classes and model.labels else None
         self.names = _names(model, classes)
         self.most_mistakes, self.most_examples = mistakes, examples
+        self.temperature, self.keep_logits = temperature, keep_logits
         self.of_a_class = max(1, examples // max(1, len(classes or self.names)))
         self.worst: list[tuple[float, int, Answer]] = []  # a heap, the least confident on top
         self.examples: list[Answer] = []
@@ -188,8 +224,11 @@ class _Tally:
         self.labels: list[Tensor] = []
         self.predictions: list[Tensor] = []
         self.probabilities: list[Tensor] = []
+        self.top5: list[Tensor] = []
+        self.indices: list[Tensor] = []
+        self.brightness: list[Tensor] = []
+        self.logits: list[Tensor] = []
         self.loss = 0.0
-        self.top5 = 0
 
     def add(self, batch: Batch) -> None:
         self.skipped += [(key, reason) for key, reason in batch.skipped]
@@ -201,29 +240,22 @@ class _Tally:
                 f"{batch.keys[int(labels.argmax())]} is of class number {int(labels.max())}, but "
                 f"the model has {self.model.num_classes} classes, counted from 0"
             )
-        logits = self._logits(batch)
+        logits = finite_logits(self.model, batch)
         prediction = logits.argmax(1)
-        probability = logits.softmax(1).amax(1)
+        probability = (logits / self.temperature).softmax(1).amax(1)
         self.loss += float(functional.cross_entropy(logits, labels, reduction="sum"))
-        self.top5 += int(top_k(logits, labels, 5).sum())
+        self.top5.append(top_k(logits, labels, 5))
+        self.indices.append(batch.indices)
+        values = batch.images.flatten(1)
+        light = values.sum(1, dtype=torch.int64).cpu() / (255 * values.shape[1])
+        self.brightness.append(light.float())
+        if self.keep_logits:
+            self.logits.append(logits.float())
         self._keep(batch, labels, prediction, probability)
         self.keys += batch.keys
         self.labels.append(labels)
         self.predictions.append(prediction)
         self.probabilities.append(probability.float())
-
-    def _logits(self, batch: Batch) -> Tensor:
-        """Float64 [b k] on the CPU: sums over many images must not depend on their order."""
-        weight = next(self.model.parameters())
-        images = self.model.preprocessing.normalize(batch.images.to(weight.device))
-        logits = self.model(images.to(weight.dtype)).double().cpu()
-        bad = ~logits.isfinite().all(1)
-        if bad.any():
-            raise Error(
-                f"the model's answer for {batch.keys[int(bad.int().argmax())]} is not a finite "
-                "number: its weights are broken, or the run that made them diverged"
-            )
-        return logits
 
     def _keep(
         self, batch: Batch, labels: Tensor, predictions: Tensor, probabilities: Tensor
@@ -258,7 +290,7 @@ class _Tally:
         figures = zip(*(figure.tolist() for figure in per_class(counts)), strict=True)
         return Accuracy(
             top1=float((predictions == labels).double().mean()),
-            top5=self.top5 / n,
+            top5=float(torch.cat(self.top5).double().mean()),
             loss=self.loss / n,
             n=n,
             classes=tuple(self.names),
@@ -274,6 +306,11 @@ class _Tally:
             skipped=tuple(self.skipped),
             worst=tuple(answer for *_, answer in sorted(self.worst, key=lambda w: w[:2])[::-1]),
             examples=tuple(self.examples),
+            top5_right=torch.cat(self.top5),
+            indices=torch.cat(self.indices),
+            brightness=torch.cat(self.brightness),
+            temperature=self.temperature,
+            logits=torch.cat(self.logits) if self.keep_logits else None,
         )
 
 

@@ -14,7 +14,8 @@ from vitrail.kit.devices import pick_device
 from vitrail.kit.errors import Error
 from vitrail.kit.preprocess import Preprocessing
 from vitrail.models.base import Size
-from vitrail.weights.folder import load_model, read_config
+from vitrail.weights.folder import load_model
+from vitrail.weights.temperature import read_temperature
 
 Picture = str | Path | bytes | Image.Image | np.ndarray
 
@@ -53,7 +54,7 @@ class Classifier:
         self.model = load_model(path, name=name, which=which).to(self.device)
         names = self.model.labels
         self.labels = names or [str(index) for index in range(self.model.num_classes)]
-        self.temperature = _temperature(path, which)
+        self.temperature = read_temperature(path, which)
 
     @property
     def preprocessing(self) -> Preprocessing:
@@ -119,15 +120,6 @@ class Classifier:
         if isinstance(image, Image.Image):
             return pixels_of(image)
         raise Error(f"a picture is a file name, bytes, a PIL picture or an array, not {image!r}")
-
-
-def _temperature(path: str | Path, which: str) -> float:
-    """The calibration that belongs to these weights; 1 where none was fitted."""
-    section = read_config(path).get("vitrail", {}) if Path(path).is_dir() else {}
-    fitted = (section.get("temperature") or {}).get(which, 1.0)
-    if not isinstance(fitted, int | float) or not fitted > 0:
-        raise Error(f"{path}: its temperature is a number above 0, not {fitted!r}")
-    return float(fitted)
 
 
 def _listed(images: Picture | Iterable[Picture]) -> Iterable[Picture]:

@@ -15,17 +15,18 @@ import numpy as np
 import torch
 
 from vitrail.evaluation.accuracy import Accuracy
+from vitrail.evaluation.blocks import accuracy_blocks, mistake_blocks
+from vitrail.evaluation.blocks import percent as _percent
 from vitrail.inspection.draw import attention_maps, overlay
 from vitrail.kit.chart import Line, line_chart
 from vitrail.kit.errors import Error, listing
-from vitrail.kit.page import Page, Picture, Section, Share, confused, show
+from vitrail.kit.page import Page, Picture, Section, show
 from vitrail.metrics.accuracy import interval
 from vitrail.models.base import ImageClassifier
 from vitrail.training.display import duration
 
 SPLITS = {"train": "Training", "val": "Validation", "test": "Test"}
 POINTS = 160  # of a curve in a chart: more cannot be seen
-ROWS = 40  # classes up to which the whole table stands open
 ENLARGED = 160  # pixels of the longer side that an attention picture has at the least
 NAMED = 20  # skipped files up to which the list stands open
 
@@ -117,8 +118,8 @@ def write_report(
     )
     _accuracy(page.section("Accuracy"), result, split, records)
     if result is not None:
-        _mistakes(page.section("Mistakes"), result)
-    _attention(page.section("Attention"), attention)
+        mistake_blocks(page.section("Mistakes"), result)
+    attention_blocks(page.section("Attention"), attention)
     _curves(page.section("Training"), records)
     _data(page.section("Data"), data, result)
     _settings(page.section("Settings"), settings or {})
@@ -171,43 +172,7 @@ def _accuracy(
             "The run was watched on these images, so the figure flatters a little: "
             "put images aside in a test folder for a figure to rely on."
         )
-    counts = result.confusion.numpy()
-    present = counts.sum(1) > 0
-    section.text(
-        f"{round(result.top1 * result.n):,} of {result.n:,} images are right. Always answering "
-        f"with the most frequent class would give {_percent(counts.sum(1).max() / result.n)}. "
-        f"The mean loss is {result.loss:.3f}."
-    )
-    if not present.all():
-        section.text(f"{(~present).sum():,} of {len(present):,} classes have no image here.")
-    rows = [
-        (one.label, one.n, Share(one.recall), Share(one.precision), Share(one.f1))
-        for one in sorted(result.per_class, key=lambda one: one.f1)
-        if one.n
-    ]
-    columns = ("class", "images", "recall", "precision", "F1")
-    caption = (
-        "Per class, the hardest first. Recall: how many of its images are found. "
-        "Precision: how many of the images given its name deserve it."
-    )
-    section.table(columns, rows[:ROWS], caption)
-    if len(rows) > ROWS:
-        section.details(f"The other {len(rows) - ROWS:,} classes").table(
-            columns, rows[ROWS:], "Per class, continued."
-        )
-    shown = np.flatnonzero(present | (counts.sum(0) > 0))
-    labels = [result.classes[i] for i in shown]
-    section.matrix(
-        counts[np.ix_(shown, shown)],
-        labels,
-        "Confusion matrix: a row for each true class, a column for each answer.",
-    )
-    pairs = [
-        f"{result.classes[i]} for {result.classes[j]} ({n:,})"
-        for i, j, n in confused(counts, most=3)
-    ]
-    if pairs:
-        section.text(f"Taken most often: {'; '.join(pairs)}.")
+    accuracy_blocks(section, result)
 
 
 def _only_validation(records: Sequence[Mapping[str, Any]]) -> str:
@@ -221,33 +186,8 @@ def _only_validation(records: Sequence[Mapping[str, Any]]) -> str:
     )
 
 
-def _mistakes(section: Section, result: Accuracy) -> None:
-    worst = result.mistakes()
-    if not worst:
-        section.text("None: every image was classified rightly.")
-        return
-    wrong = int((result.labels != result.predictions).sum())
-    section.text(
-        f"The {len(worst)} of {wrong:,} mistakes that the model is surest of. Look at the labels "
-        "too: a mistake made with certainty is often an image with the wrong label."
-    )
-    section.gallery(
-        [
-            Picture(
-                images=[mistake.picture],
-                alts=[f"{mistake.label}, image {mistake.key}"],
-                title=mistake.label,
-                notes=(
-                    f"taken for {mistake.prediction}, {_percent(mistake.probability, 1)}",
-                    mistake.key,
-                ),
-            )
-            for mistake in worst
-        ]
-    )
-
-
-def _attention(section: Section, attention: Sequence[Look]) -> None:
+def attention_blocks(section: Section, attention: Sequence[Look]) -> None:
+    """Each image, and beside it where the answer draws from."""
     if not attention:
         section.text("There are no attention pictures: the model made no attention maps.")
         return
@@ -450,10 +390,6 @@ def _listed(value: Any) -> Any:
 def _words(name: str) -> str:
     words = str(name).replace("_", " ")
     return words[:1].upper() + words[1:]
-
-
-def _percent(share: float, digits: int = 2) -> str:
-    return f"{100 * share:.{digits}f}\N{NO-BREAK SPACE}%"
 
 
 def _short(count: float) -> str:

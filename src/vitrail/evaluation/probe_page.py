@@ -201,7 +201,7 @@ def _costs(section: Section, rows: Sequence[Row], epochs: float) -> None:
             row.name,
             f"{row.parameters / 1e6:.3g} M",
             f"{row.macs / 1e9:.3g}",
-            f"{row.images_per_second:,.3g}",
+            _rate(row.images_per_second),
             duration(row.full_train_seconds),
             size_in_words(row.full_train_bytes),
         )
@@ -230,7 +230,13 @@ def _how(section: Section, report: Report, facts: Mapping[str, Any], command: st
 
 
 def _chart(lines: Sequence[Line], title: str, x_label: str, log_x: bool) -> str:
-    return line_chart(lines, title=title, x_label=x_label, percent=True, log_x=log_x)
+    return line_chart(
+        lines, title=title, x_label=x_label, percent=True, log_x=log_x, size=(560, 300)
+    )
+
+
+def _rate(rate: float) -> str:
+    return f"{rate:,.0f}" if rate >= 100 else f"{rate:.3g}"
 
 
 def _several(lines: Sequence[Line]) -> bool:

@@ -58,7 +58,7 @@ def duration(seconds: float) -> str:
                 if seconds < 100 * size
                 else f"{seconds / size:.0f} {unit}"
             )
-    return f"{seconds:.2g} s"
+    return f"{seconds:.0f} s" if seconds >= 10 else f"{seconds:.2g} s"
 
 
 def size_in_words(count: float) -> str:

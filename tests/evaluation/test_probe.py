@@ -221,11 +221,6 @@ def model(tmp_path_factory) -> Path:
     return save_model(make_model(), tmp_path_factory.mktemp("models") / "mine")
 
 
-@pytest.fixture(autouse=True)
-def _cache(monkeypatch, tmp_path_factory):
-    monkeypatch.setenv("VITRAIL_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
-
-
 def test_probe_of_two_sizes(photos, model, tmp_path):
     before = sorted(photos.rglob("*"))
     out, err = call(

@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ import torch
 from PIL import Image
 
 import vitrail
-from tests.commands import QUIET
+from tests.commands import QUIET, call, start
 from vitrail.data.sources import ArraySource, open_source
 from vitrail.evaluation import features as module
 from vitrail.evaluation.features import cache_folder, extract
@@ -239,32 +240,36 @@ print("computed", found.computed)
 """
 
 
-def test_goes_on_after_a_kill_from_outside(photos, tmp_path):
-    for label in ("a", "b"):
-        for i in range(6, 30):
-            pixels = np.random.default_rng(i).integers(0, 255, (20, 18, 3), dtype=np.uint8)
-            Image.fromarray(pixels).save(photos / label / f"{i}.png")
-    save_model(make_model(), tmp_path / "model")
-    words = [sys.executable, "-c", SCRIPT, tmp_path / "model", photos, tmp_path / "cache"]
-    environment = {**os.environ, **QUIET}
-    killed = subprocess.Popen(words, stdout=subprocess.PIPE, text=True, env=environment)
-    for line in killed.stdout:
-        if int(line) >= 30:
-            break
+def test_goes_on_after_a_kill_from_outside(tmp_path):
+    """The real command, killed when the first block is on the disk."""
+    torch.manual_seed(0)
+    model = vitrail.create_model("vit_mu_patch8_32", num_classes=10, image_size=32)
+    save_model(model, tmp_path / "model")
+    words = ["probe", "demo:fashion", "--models", tmp_path / "model", "--limit", 0]
+    words += ["--shots", 1, "--seeds", 1, "--cache", tmp_path / "cache", "--json"]
+    killed = start(*words)
+    journal = None
+    while not (journal and journal.exists() and journal.read_text().endswith("}\n")):
+        assert killed.poll() is None, killed.communicate()
+        time.sleep(0.02)
+        journal = next((tmp_path / "cache").glob("*/blocks.jsonl"), None)
     killed.send_signal(signal.SIGKILL)
-    killed.wait()
-    folder = next((tmp_path / "cache").iterdir())
-    kept = [json.loads(line) for line in (folder / "blocks.jsonl").read_text().splitlines()]
-    assert 24 <= kept[-1]["stop"] < 60
+    killed.communicate()
+    kept = [json.loads(line) for line in journal.read_text().splitlines()]
+    assert 0 < kept[-1]["stop"] < 10_000
     # What a kill in the middle of a line would leave besides.
-    with (folder / "blocks.jsonl").open("a") as journal:
-        journal.write('{"start": 24, "st')
-    ended = subprocess.run(words, stdout=subprocess.PIPE, text=True, env=environment, check=True)
-    assert ended.stdout.splitlines()[-1] == f"computed {60 - kept[-1]['stop']}"
-    resumed = extract(make_model(), open_source(photos), cache=tmp_path / "cache")
-    assert resumed.computed == 0
-    whole = extract(make_model(), open_source(photos), cache=tmp_path / "other", batch_size=2)
-    np.testing.assert_array_equal(resumed.values, whole.values)
+    with journal.open("a") as file:
+        file.write('{"start": 24, "st')
+    out, err = call(*words)
+    assert json.loads(out)["rows"][0]["train_images"] == 10_000
+    # It said from where it went on: the first that it told of are past those that were kept.
+    (told,) = (line for line in err.splitlines() if "features of train" in line)
+    assert "10,000 of 10,000" in told
+    kept_now = [json.loads(line) for line in journal.read_text().splitlines()]
+    assert kept_now[: len(kept)] == kept
+    source = open_source("demo:fashion", "train")
+    whole = extract(model, source, cache=tmp_path / "other")
+    assert (journal.parent / "values.bin").read_bytes() == whole.values.tobytes()
 
 
 def test_two_processes_at_the_same_features_do_not_harm_each_other(photos, tmp_path):

@@ -1,6 +1,8 @@
 import os
+import re
 import subprocess
 import sys
+import warnings
 
 import numpy as np
 import pytest
@@ -75,3 +77,21 @@ def test_drawing_writes_nothing_into_the_home_folder(tmp_path):
     )
     subprocess.run([sys.executable, "-c", code], env=environment, check=True)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_equal_ratios_lie_equally_far_apart():
+    line = Line("a", [1, 10, 100], [0.1, 0.2, 0.3], dots=True, low=[0, 0.1, 0.2], high=[1, 1, 1])
+    svg = line_chart([line], title="t", log_x=True)
+    assert [e.text for e in read(svg) if e.tag == "text"][:3] == ["100", "10", "1"]
+    curve = re.search(r'd="M ([\d.]+) \S+\nL ([\d.]+) \S+\nL ([\d.]+) \S+\n"', svg)
+    first, middle, last = map(float, curve.groups())
+    assert middle - first == pytest.approx(last - middle) != 0
+    assert "opacity: 0.16" in svg  # the band
+
+
+def test_long_names_do_not_push_the_curves_out():
+    names = [f"a model with a long name at {i}" for i in range(4)]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # matplotlib warns of axes without room
+        svg = line_chart([Line(name, [0, 1], [0, 1]) for name in names], title="t")
+    assert all(name in svg for name in names)

@@ -97,6 +97,7 @@ def probe(
         dtype=dtype,
     )
     train, test = _limited(train, limit, max(shots)), _limited(test, limit, 1)
+    measured_on += f" ({len(test):,} images)"
     for spec, _, random in opened:
         if random:
             print(f"warning: {spec} {RANDOM}", file=sys.stderr)
@@ -106,7 +107,7 @@ def probe(
             prober(name_of(spec), _at(model, size).to(target), random)
             for spec, model, size, random in sized
         ]
-    report = Report(tuple(rows), recommend(rows), tuple(_notes(rows, measured_on, train, whole)))
+    report = Report(tuple(rows), recommend(rows), tuple(_notes(rows, train, whole)))
     facts = {"data": data, "measured on": measured_on, "labels": len(train), "in all": whole}
     if out is not None:
         _write(out, report, data, measured_on, settings.epochs, facts)
@@ -160,10 +161,10 @@ def _pictures(data: str, split: str | None) -> tuple[Source, Source, str]:
             raise Error(f"the probe cannot be measured on {split!r}: it is val, test or held-out")
     if wanted == "held-out":
         train, test = splits["train"].split(HELD_OUT, seed=0)
-        return train, test, f"a fifth of train, held out ({len(test):,} images)"
+        return train, test, "a fifth of train, held out"
     if wanted not in splits:
         raise missing_split(wanted, splits)
-    return splits["train"], splits[wanted], f"{wanted} ({len(splits[wanted]):,} images)"
+    return splits["train"], splits[wanted], wanted
 
 
 def _limited(source: Source, limit: int, least: int) -> Source:
@@ -248,13 +249,13 @@ def _at(model: ImageClassifier, size: int | None, dry: bool = False) -> Any:
     return other
 
 
-def _notes(rows: list[Row], measured_on: str, train: Source, whole: int) -> list[str]:
-    notes = [f"measured on {measured_on}"]
+def _notes(rows: list[Row], train: Source, whole: int) -> list[str]:
+    notes = []
     if len(train) < whole:
         notes.append(
             f"{len(train):,} of {whole:,} training images were used; --limit 0 takes them all"
         )
-    notes += [f"{row.model} {RANDOM}" for row in rows if row.untrained]
+    notes += [f"{one} {RANDOM}" for one in {row.model: 0 for row in rows if row.untrained}]
     return notes + [note for row in rows for note in row.notes]
 
 
@@ -307,6 +308,7 @@ def _print(report: Report, measured_on: str, epochs: float) -> None:
     columns |= {"fine-tune": "", "memory": "", "twice the labels": ""}
     print_rows(columns, table)
     for note in dict.fromkeys(report.notes):
-        print(note, file=sys.stderr)
+        if RANDOM not in note:  # that was said at the beginning
+            print(note, file=sys.stderr)
     print(f"\n{report.recommendation}")
     print(f"(accuracy in per cent on {measured_on}; fine-tuning estimated for {epochs:g} epochs)")

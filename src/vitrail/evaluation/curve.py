@@ -4,13 +4,14 @@ Measured: nested, stratified subsets of the training features (halves of halves,
 a closed-form ridge on each, accuracy on all test images. Then a power law that may bend is fitted:
 with u = log2(n / N), N being all labels, what a doubling gains is
 
-    d accuracy / du = a 2^-(b u + c u^2 / 2),        a > 0, 0 <= b <= 1.5, 0 <= c <= 0.4.
+    d accuracy / du = a 2^-(b u + c u^2 / 2),        a > 0, -0.3 <= b <= 1.5, 0 <= c <= 0.4.
 
 With c = 0 it is the plain power law A - a' n^-b: each doubling gains 2^-b of what the one before
-gained (b = 0 is a straight line over log n). Real curves begin flatter than that, and some end
-steeper (features of few dimensions): c lets the exponent grow by c a doubling. Few points do not
-settle b and c, and they decide what comes, so no best ones are picked: all are weighed by how well
-they fit (a flat prior on everything; no accuracy above 1), and the interval is that of the mixture.
+gained (b = 0 is a straight line over log n; under a fixed penalty gains may even grow for a while).
+Real curves begin flatter than a power law, and some end steeper (features of few dimensions): c
+lets the exponent grow by c a doubling. Few points do not settle b and c, and they decide what
+comes, so no best ones are picked: all are weighed by how well they fit (a flat prior on everything;
+no accuracy above 1), and the interval is that of the mixture.
 
 How far the points are off, and together, follows from how they were made:
 - the test images are the same at every size: their covariance is that of who is right over them;
@@ -33,7 +34,7 @@ from vitrail.evaluation.fewshot import L2, Ridge, check_test_labels, nested_orde
 from vitrail.kit.errors import Error
 
 HALVINGS = 5  # sizes below all labels
-SHAPES = [(b, c) for b in np.linspace(0, 1.5, 16) for c in np.linspace(0, 0.4, 5)]
+SHAPES = [(b, c) for b in np.linspace(-0.3, 1.5, 19) for c in np.linspace(0, 0.4, 5)]
 DRAWS = 500  # for each shape
 
 

@@ -146,22 +146,21 @@ def like(value: Tensor, x: Array) -> Array:
 def mean_and_std(x: Array) -> tuple[Tensor, Tensor]:
     """Mean and population deviation of every feature over the rows: float64 [d] each.
 
-    Two passes, so that a mean far from zero costs no digits. A feature that is the same in every
-    row has a deviation of exactly 0.
+    Around the first row, so that a mean far from zero costs no digits, and a feature that is the
+    same in every row has a deviation of exactly 0.
 
     Raises:
         Error: every feature is constant.
     """
     first = next(iter(blocks(x, torch.float64, 1)))[1][0]
-    # Around the first row: a constant feature is then exactly 0 everywhere.
-    shift, square = torch.zeros_like(first), torch.zeros_like(first)
-    for _, part in blocks(x, torch.float64):
-        shift += (part - first).sum(0)
-    shift /= len(x)
-    mean = first + shift
-    for _, part in blocks(x, torch.float64):
-        square += (part - first - shift).square().sum(0)
-    std = (square / len(x)).sqrt()
+    mean, square = torch.zeros_like(first), torch.zeros_like(first)
+    for start, part in blocks(x, torch.float64):
+        # Chan, Golub and LeVeque's way of adding a block's variance to that of those before.
+        variance, middle = torch.var_mean(part - first, 0, correction=0)
+        new = start + len(part)
+        square += len(part) * variance + (middle - mean) ** 2 * start * len(part) / new
+        mean += (middle - mean) * len(part) / new
+    mean, std = first + mean, (square / len(x)).sqrt()
     if len(x) > 1 and not std.any():
         raise Error(
             "the features are the same for every image, so they tell nothing apart: the model's "

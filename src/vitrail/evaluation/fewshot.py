@@ -117,7 +117,7 @@ class Ridge(Estimator):
 
         (Its coefficients are 0 in any case; but 0 times a huge number is no good way to say it.)
         """
-        return (part - self.mean_) * (self.std_ > 0) / (self.std_ + EPS)
+        return (part - self.mean_).mul_((self.std_ > 0) / (self.std_ + EPS))
 
     def _from_columns(self, x: Array, numbers: Tensor, k: int) -> tuple[Tensor, Tensor, Tensor]:
         """n >= d: X'X = Q V Q', and W = Q (V + l2)^-1 Q' X'Y. Returns Q, V and Q'X'Y."""

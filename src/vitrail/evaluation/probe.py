@@ -354,7 +354,8 @@ def recommend(rows: Sequence[Row]) -> str:
         second = max((row for row in trained if row is not best), key=lambda row: row.linear.mean)
         told += f", ahead of {second.name} by {100 * (best.linear.mean - second.linear.mean):.1f}"
     if chosen.curve is not None:
-        told += f"; twice the labels: {gain_in_words(chosen.curve)}"
+        labels = chosen.curve.forecast.labels
+        told += f"; twice the labels ({labels:,}): {gain_in_words(chosen.curve)}"
     return told + "."
 
 

@@ -4,6 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from vitrail.evaluation.curve import Curve
 from vitrail.evaluation.probe import Report, Row, gain_in_words
 from vitrail.kit.chart import Line, line_chart
 from vitrail.kit.page import Page, Section, Share, Value
@@ -58,7 +59,7 @@ def duration(seconds: float) -> str:
                 if seconds < 100 * size
                 else f"{seconds / size:.0f} {unit}"
             )
-    return f"{seconds:.2g} s"
+    return f"{seconds:.0f} s" if seconds >= 10 else f"{seconds:.2g} s"
 
 
 def size_in_words(count: float) -> str:
@@ -74,9 +75,8 @@ def _headline(best: Row, report: Report) -> list[tuple[Value, str]]:
         (Share(best.linear.mean), f"linear head, {best.name}"),
     ]
     if best.curve is not None:
-        tiles.append(
-            (gain_in_words(best.curve).removesuffix(" points"), "points, twice the labels")
-        )
+        gain = _plus_minus(best.curve).removesuffix(" points")
+        tiles.append((gain, f"points with {best.curve.forecast.labels:,} labels, twice as many"))
     tiles.append((duration(best.full_train_seconds), "to fine-tune it fully, estimated"))
     return tiles
 
@@ -180,7 +180,7 @@ def _more_labels(section: Section, rows: Sequence[Row]) -> None:
                 row.curve.sizes[-1],
                 Share(row.curve.accuracy[-1].mean()),
                 ahead.labels,
-                gain_in_words(row.curve),
+                _plus_minus(row.curve),
                 f"{100 * ahead.low:+.1f} to {100 * ahead.high:+.1f}",
             )
         )
@@ -200,8 +200,8 @@ def _costs(section: Section, rows: Sequence[Row], epochs: float) -> None:
         (
             row.name,
             f"{row.parameters / 1e6:.3g} M",
-            f"{row.macs / 1e9:.3g}",
-            f"{row.images_per_second:,.3g}",
+            row.macs / 1e9,
+            _rate(row.images_per_second),
             duration(row.full_train_seconds),
             size_in_words(row.full_train_bytes),
         )
@@ -230,7 +230,17 @@ def _how(section: Section, report: Report, facts: Mapping[str, Any], command: st
 
 
 def _chart(lines: Sequence[Line], title: str, x_label: str, log_x: bool) -> str:
-    return line_chart(lines, title=title, x_label=x_label, percent=True, log_x=log_x)
+    return line_chart(
+        lines, title=title, x_label=x_label, percent=True, log_x=log_x, size=(560, 300)
+    )
+
+
+def _plus_minus(curve: Curve) -> str:
+    return gain_in_words(curve).replace("+/-", "\N{PLUS-MINUS SIGN}")
+
+
+def _rate(rate: float) -> str:
+    return f"{rate:,.0f}" if rate >= 100 else f"{rate:.3g}"
 
 
 def _several(lines: Sequence[Line]) -> bool:

@@ -93,7 +93,7 @@ def line_chart(
         FigureCanvasSVG(figure)
         axes = figure.add_subplot()
         _draw(axes, lines)
-        _dress(axes, x_label, percent, legend=len(lines) > 1)
+        _dress(axes, x_label, percent, columns=_legend_columns(lines, size[0]))
         if log_x:
             _spread_ratios(axes, lines[0].x)
         written = io.StringIO()
@@ -168,7 +168,7 @@ def _spread_ratios(axes: Any, ticks: Sequence[float]) -> None:
 
     axes.set_xscale("log")
     # Labels of neighbours closer than this would run into each other.
-    apart = (max(ticks) / min(ticks)) ** (1 / 6)
+    apart = (max(ticks) / min(ticks)) ** (1 / 7)
     shown: list[float] = []
     for tick in sorted(ticks, reverse=True):
         if not shown or shown[-1] / tick >= apart:
@@ -178,7 +178,16 @@ def _spread_ratios(axes: Any, ticks: Sequence[float]) -> None:
     axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:,.0f}"))
 
 
-def _dress(axes: Any, x_label: str, percent: bool, legend: bool) -> None:
+def _legend_columns(lines: Sequence[Line], width: int) -> int:
+    """How many names stand beside each other in the legend; 0 for no legend."""
+    if len(lines) < 2:
+        return 0
+    longest = max(min(len(line.name), LONGEST_NAME) for line in lines)
+    entry = 7.2 * longest + 45  # units of the SVG: letters, and the piece of line before them
+    return max(1, min(4, len(lines), int((width - 60) // entry)))
+
+
+def _dress(axes: Any, x_label: str, percent: bool, columns: int) -> None:
     from matplotlib.ticker import FuncFormatter, MaxNLocator
 
     axes.spines[["top", "right", "left"]].set_visible(False)
@@ -193,11 +202,11 @@ def _dress(axes: Any, x_label: str, percent: bool, legend: bool) -> None:
     axes.yaxis.set_major_locator(MaxNLocator(5))
     if percent:
         axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{100 * y:.4g} %"))
-    if legend:
+    if columns:
         axes.legend(
             loc="lower left",
             bbox_to_anchor=(0, 1),
-            ncols=4,
+            ncols=columns,
             frameon=False,
             labelcolor=_QUIET,
             borderpad=0,

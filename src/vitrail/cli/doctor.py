@@ -29,6 +29,9 @@ def doctor(
     write_clean: Annotated[Path | None, arg("LIST")] = None,
     out: Annotated[Path | None, arg("DIR")] = None,
     json: bool = False,
+    classes: Annotated[Path | None, arg("FILE")] = None,
+    image_column: Annotated[str | None, arg("NAME")] = None,
+    label_column: Annotated[str | None, arg("NAME")] = None,
     threads: Annotated[int | None, arg("N")] = None,
     cache: Annotated[Path | None, arg("DIR")] = None,
     device: Annotated[Literal["cpu", "cuda"] | None, arg("cpu|cuda")] = None,
@@ -46,6 +49,9 @@ def doctor(
             train and evaluate take it. A folder of parquet where the images are no files.
         out: A folder for doctor.json and report.html.
         json: Print one JSON object on stdout.
+        classes: Names of the data's class numbers, as for train.
+        image_column: The column or shard field of the pictures; found by default.
+        label_column: The column or shard field of the labels; found by default.
         threads: That decode images; as many as cores by default.
         cache: Where features are kept; VITRAIL_CACHE or ~/.cache/vitrail by default.
         device: Of the model; the best there is by default.
@@ -57,7 +63,14 @@ def doctor(
     from vitrail.weights.folder import load_model
 
     _check(data, out)
-    splits = open_splits(data, least_classes=1)
+    splits = open_splits(
+        data,
+        least_classes=1,
+        classes=classes,
+        image_column=image_column,
+        label_column=label_column,
+    )
+    _check_labels(data, splits)
     if write_clean is not None:
         check_clean(write_clean, splits)
     other = None if against is None else _whole(against)
@@ -105,6 +118,11 @@ def _check(data: str, out: Path | None) -> None:
         raise Error(f"{out} holds a model with a report of its own: give another --out")
     if Path(data).is_dir() and out.resolve().is_relative_to(Path(data).resolve()):
         raise Error(f"--out {out} lies inside the data, which stay as they are: give another")
+
+
+def _check_labels(data: str, splits: Mapping[str, Source]) -> None:
+    if any(source.labels.ndim > 1 for source in splits.values()):
+        raise Error(f"{data}: the doctor takes pictures with one label each, not several")
 
 
 def _whole(data: str) -> Source:

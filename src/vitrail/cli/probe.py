@@ -36,6 +36,9 @@ def probe(
     untrained: bool = False,
     batch_size: int = 64,
     workers: int = 0,
+    classes: Annotated[Path | None, arg("FILE")] = None,
+    image_column: Annotated[str | None, arg("NAME")] = None,
+    label_column: Annotated[str | None, arg("NAME")] = None,
     device: Annotated[Literal["cpu", "cuda"] | None, arg("cpu|cuda")] = None,
     dtype: Literal["float32", "float16"] = "float32",
     cache: Annotated[Path | None, arg("DIR")] = None,
@@ -62,6 +65,9 @@ def probe(
             only good to compare with.
         batch_size: Images at a time.
         workers: Processes that decode images.
+        classes: Names of the data's class numbers, as for train.
+        image_column: The column or shard field of the pictures; found by default.
+        label_column: The column or shard field of the labels; found by default.
         device: The best there is by default.
         dtype: Of the features that are kept.
         cache: Where features are kept; VITRAIL_CACHE or ~/.cache/vitrail by default.
@@ -74,7 +80,8 @@ def probe(
 
     _check(data, out, models, weights, seeds)
     target = pick_device(device)
-    train, test, measured_on = _pictures(data, split)
+    columns = {"classes": classes, "image_column": image_column, "label_column": label_column}
+    train, test, measured_on = _pictures(data, split, columns)
     whole = len(train)
     opened = [
         (spec, *_open(spec, weights[i] if weights else None, untrained))
@@ -143,12 +150,14 @@ def _check(
         raise Error(f"--out {out} lies inside the data, which stay as they are: give another")
 
 
-def _pictures(data: str, split: str | None) -> tuple[Source, Source, str]:
+def _pictures(data: str, split: str | None, columns: dict[str, Any]) -> tuple[Source, Source, str]:
     """The pictures to learn from, those to measure on, and the latter in words."""
     from vitrail.data.folder import SPLITS
     from vitrail.data.sources import missing_split, open_splits
 
-    splits = open_splits(data)
+    splits = open_splits(data, **columns)
+    if any(source.labels.ndim > 1 for source in splits.values()):
+        raise Error(f"{data}: the probe takes pictures with one label each, not several")
     if "train" not in splits:
         raise Error(f"{data}: there is no train split, only {' and '.join(splits)}")
     if split is None:

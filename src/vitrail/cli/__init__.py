@@ -18,11 +18,13 @@ from collections.abc import Callable, Sequence
 
 from vitrail import __version__
 from vitrail.cli import arguments
+from vitrail.cli.convert import convert
 from vitrail.cli.demo import demo
 from vitrail.cli.evaluate import evaluate
 from vitrail.cli.models import models
 from vitrail.cli.predict import predict
 from vitrail.cli.train import train
+from vitrail.cli.verify import verify
 from vitrail.kit.errors import Error, did_you_mean
 
 USAGE = """usage: vitrail VERB ...
@@ -40,6 +42,8 @@ VERBS: dict[str, Callable[..., int]] = {
     "evaluate": evaluate,
     "predict": predict,
     "models": models,
+    "convert": convert,
+    "verify": verify,
 }
 
 

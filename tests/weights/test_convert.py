@@ -212,7 +212,12 @@ NOWHERE = [
     ("hf", "cvt", {**CVT, "embedding": "patch"}, "embedding='patch'"),
     ("hf", "cvt", {**CVT, "attention_scale": "head"}, "attention_scale='head'"),
     ("hf", "cvt", {**CVT, "kv_strides": (2, 2, (1, 2, 2))}, "kv_strides"),
-    ("hf", "hybrid", {"depths": (1,), "widths": (128,)}, "a ResNet before a ViT"),
+    (
+        "hf",
+        "hybrid",
+        {**VIT, "depths": (1,), "widths": (128,), "patch_size": 1},
+        "a ResNet before a ViT",
+    ),
     ("hf", "botnet", {"depths": (1, 1, 1, 1)}, "'botnet'"),
 ]
 

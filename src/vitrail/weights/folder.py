@@ -76,7 +76,7 @@ def save_model(
 
     Saving `model.safetensors` begins the ``vitrail`` section anew, but for what it says of a
     `best.safetensors` of the same architecture; saving `best.safetensors` adds to the section.
-    What the model gives for one fixed picture is kept too, for `vitrail verify`.
+    What the model gives for two fixed pictures is kept too, for `vitrail verify`.
 
     Args:
         folder: made if it is not there.

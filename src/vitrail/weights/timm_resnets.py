@@ -33,7 +33,8 @@ Architecture = tuple[str, dict[str, Any], list[str]]
 
 def recognise(tensors: Mapping[str, Tensor], config: Any) -> Reading | None:
     """What a ResNet's state dict holds; None where this is none, or not for this model."""
-    if isinstance(config, BiTConfig) and "stages.0.blocks.0.norm1.weight" in tensors:
+    first = ("stages.0.blocks.0.norm1.", "stages.0.blocks.0.conv1.")
+    if isinstance(config, BiTConfig) and any(name.startswith(first) for name in tensors):
         return Reading(
             "timm", timm.IDENTITY, tensors, droppable=("head",), numerics=STANDARDIZED_NUMERICS
         )

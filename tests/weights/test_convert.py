@@ -184,6 +184,9 @@ def test_numbers_that_a_layout_cannot_say_are_told_with_what_they_change(tmp_pat
     done = convert(model, "google", tmp_path / "x.npz")
     assert "activation is 'gelu' here and 'gelu_tanh' there" in done.notes[0]
     assert 1e-6 < done.gap < 0.1
+    torch.nn.init.zeros_(model.head.weight)  # which hides nothing
+    torch.nn.init.zeros_(model.head.bias)
+    assert convert(model, "google", tmp_path / "zero.npz").gap > 1e-6
     model = random_model("cvt", {**CVT, "image_size": 32, "activation": "quick_gelu"})
     done = convert(model, "hf", tmp_path / "hf")
     assert "activation is 'quick_gelu' here and 'gelu' there" in done.notes[0]

@@ -25,6 +25,7 @@ from vitrail.weights.read import (
     MODEL_FILE,
     existing,
     open_weights,
+    read_config,
     read_section,
 )
 
@@ -84,6 +85,8 @@ def verify_model(source: Path | str) -> Verdict:
         Error: there is no such folder, or it cannot be read as one of ours.
     """
     folder = existing(source)
+    if "vitrail" not in read_config(folder):
+        raise Error(f"{folder} is another library's folder: it keeps no hashes to verify")
     about = read_section(folder)
     files = [name for name in (MODEL_FILE, BEST_FILE) if (folder / name).exists()]
     if not files:

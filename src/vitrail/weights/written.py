@@ -27,8 +27,8 @@ class Written:
         layout: ``timm hf google``.
         name: what the other library calls the model.
         files: the names of the files.
-        gap: how far the logits are from the model's when the result is read back, relative to
-            the largest; features where there is no head.
+        gap: how far logits and features are from the model's when the result is read back,
+            relative to the largest.
         notes: what a user should know, in sentences.
     """
 

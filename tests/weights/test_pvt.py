@@ -14,7 +14,7 @@ from vitrail import Error, WeightsError, create_model, load_model, load_weights,
 from vitrail.kit.grid import resize_table
 from vitrail.kit.preprocess import IMAGENET_MEAN, IMAGENET_STD
 from vitrail.models.zoo import from_config
-from vitrail.weights.pvt import authors_rules, transformers_rules
+from vitrail.weights.pvt import authors_rules, transformers_rules, transformers_v2_rules
 from vitrail.weights.rules import to_ours, to_theirs
 
 SHARP = dict.fromkeys(
@@ -136,8 +136,83 @@ def test_transformers_files(tmp_path):
     assert torch.equal(headless.cls_token, ours.cls_token)
 
 
+# The same of PvtV2ForImageClassification (transformers/models/pvt_v2/modeling_pvt_v2.py).
+def transformers_v2_shapes(linear=False, prefix="pvt_v2."):
+    shapes, widths, kernels = {}, SMALL["widths"], (7, 3, 3, 3)
+
+    def layer(name, *shape):
+        shapes[f"{prefix}encoder.layers.{name}.weight"] = shape
+        shapes[f"{prefix}encoder.layers.{name}.bias"] = shape[:1]
+
+    for stage, d in enumerate(widths):
+        before, reduction = (3, *widths)[stage], 1 if linear else (8, 4, 2, 1)[stage]
+        layer(f"{stage}.patch_embedding.proj", d, before, kernels[stage], kernels[stage])
+        layer(f"{stage}.patch_embedding.layer_norm", d)
+        for i in range(SMALL["depths"][stage]):
+            block, hidden = f"{stage}.blocks.{i}", SMALL["mlp_ratios"][stage] * d
+            for part in ("query", "key", "value", "proj"):
+                layer(f"{block}.attention.{part}", d, d)
+            if reduction > 1 or linear:
+                layer(f"{block}.attention.spatial_reduction", d, d, reduction, reduction)
+                layer(f"{block}.attention.layer_norm", d)
+            layer(f"{block}.layer_norm_1", d)
+            layer(f"{block}.layer_norm_2", d)
+            layer(f"{block}.mlp.dense1", hidden, d)
+            layer(f"{block}.mlp.dwconv.dwconv", hidden, 1, 3, 3)
+            layer(f"{block}.mlp.dense2", d, hidden)
+        layer(f"{stage}.layer_norm", d)
+    return {**shapes, "classifier.weight": (5, widths[-1]), "classifier.bias": (5,)}
+
+
+@pytest.mark.parametrize("linear", [False, True])
+@pytest.mark.parametrize("size", [(64, 64), (96, 72)])
+def test_transformers_files_of_v2(tmp_path, linear, size):
+    from transformers import PvtV2Config, PvtV2ForImageClassification
+
+    config = PvtV2Config(
+        image_size=64,
+        depths=SMALL["depths"],
+        hidden_sizes=SMALL["widths"],
+        num_attention_heads=SMALL["heads"],
+        mlp_ratios=SMALL["mlp_ratios"],
+        linear_attention=linear,
+        num_labels=5,
+    )
+    theirs = PvtV2ForImageClassification(config).double().eval()
+    shapes = transformers_v2_shapes(linear)
+    assert {n: tuple(t.shape) for n, t in theirs.state_dict().items()} == shapes
+    tensors = {n: drawn(n, shape, 7, {"query.weight": 4.0}) for n, shape in shapes.items()}
+    theirs.load_state_dict(tensors)
+    save_file(tensors, tmp_path / "model.safetensors")
+    ours = small("pvt_v2", linear=linear)
+    report = load_weights(ours, tmp_path / "model.safetensors")
+    assert report.family == "transformers"
+    assert report.numerics == {"embed_norm_eps": (1e-5, 1e-6)}
+    assert set(report.matched) == set(ours.state_dict())
+    with torch.no_grad():
+        assert close(ours(images(*size)), theirs(images(*size)).logits)
+        kept = small("pvt_v2", linear=linear, embed_norm_eps=1e-3)
+        load_weights(kept, tensors, numerics="keep")
+        assert not close(kept(images(*size)), theirs(images(*size)).logits, 1e-7)
+        other = {"key": "value", "value": "key"}
+        swapped = {
+            ".".join(other.get(part, part) for part in name.split(".")): tensor
+            for name, tensor in tensors.items()
+        }
+        wrong = small("pvt_v2", linear=linear)
+        load_weights(wrong, swapped)
+        assert not close(wrong(images(*size)), theirs(images(*size)).logits, 1e-7)
+    bare = {n.removeprefix("pvt_v2."): t for n, t in tensors.items() if n.startswith("pvt_v2.")}
+    assert load_weights(small("pvt_v2", num_classes=0, linear=linear), bare).fresh == []
+
+
 @pytest.mark.parametrize(
-    ("family", "rules"), [("pvt", transformers_rules), ("pvt_v2", authors_rules)]
+    ("family", "rules"),
+    [
+        ("pvt", transformers_rules),
+        ("pvt_v2", authors_rules),
+        ("pvt_v2", transformers_v2_rules),
+    ],
 )
 @pytest.mark.parametrize("fields", [{}, {"qkv_bias": False, "num_classes": 0}])
 def test_rules_go_both_ways(family, rules, fields):

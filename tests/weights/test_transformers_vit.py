@@ -215,3 +215,38 @@ def test_load_model_finds_classes_pooling_and_size(tmp_path):
     assert (model.num_classes, model.image_size) == (5, 28)
     assert model.config.pool == "token_mean"
     assert create_model("facebook/dinov2-small", depth=1).config.pool == "token"
+
+
+@pytest.mark.parametrize("name", ["ViT", "DINOv2 with registers"])
+def test_sharded_folders(tmp_path, images, name):
+    """As `save_pretrained` splits large models: numbered shards and an index."""
+    theirs = theirs_of(FILES, name)
+    theirs.save_pretrained(tmp_path, max_shard_size="20KB")
+    assert len(list(tmp_path.glob("model-0000*-of-*.safetensors"))) > 1
+    assert not (tmp_path / "model.safetensors").exists()
+    ours = ours_of(FILES, name)
+    report = load_weights(ours, tmp_path)
+    assert report.family == "transformers"
+    assert set(report.matched) == set(ours.state_dict())
+    with torch.no_grad():
+        assert close(ours(images()), theirs(images()).logits)
+        named = load_model(tmp_path).double()
+        assert close(named(images()), theirs(images()).logits, 1e-5)
+    next(tmp_path.glob("model-00002-of-*.safetensors")).unlink()
+    with pytest.raises(ValueError, match="which is not there"):
+        load_weights(ours_of(FILES, name), tmp_path)
+
+
+@pytest.mark.parametrize("name", [*FILES, *MODELS])
+def test_a_folder_says_which_model_it_is(tmp_path, images, name):
+    files = FILES if name in FILES else MODELS
+    theirs = theirs_of(files, name).float()
+    theirs.save_pretrained(tmp_path)
+    model = load_model(tmp_path)
+    expected = ours_of(files, name).config
+    for field in ("depth", "width", "heads", "mlp_width", "pool", "registers", "distilled"):
+        assert getattr(model.config, field) == getattr(expected, field), field
+    if name in FILES:
+        x = images().float()
+        with torch.no_grad():
+            assert close(model(x), theirs(x).logits, 1e-4)

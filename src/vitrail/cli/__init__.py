@@ -18,6 +18,7 @@ from collections.abc import Callable, Sequence
 
 from vitrail import __version__
 from vitrail.cli import arguments
+from vitrail.cli.convert import convert
 from vitrail.cli.demo import demo
 from vitrail.cli.doctor import doctor
 from vitrail.cli.evaluate import evaluate
@@ -25,6 +26,7 @@ from vitrail.cli.models import models
 from vitrail.cli.predict import predict
 from vitrail.cli.probe import probe
 from vitrail.cli.train import train
+from vitrail.cli.verify import verify
 from vitrail.kit.errors import Error, did_you_mean
 
 USAGE = """usage: vitrail VERB ...
@@ -44,6 +46,8 @@ VERBS: dict[str, Callable[..., int]] = {
     "predict": predict,
     "doctor": doctor,
     "models": models,
+    "convert": convert,
+    "verify": verify,
 }
 
 

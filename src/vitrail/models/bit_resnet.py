@@ -165,18 +165,19 @@ class BiTResNet(ImageClassifier):
 
     def features(self, images: Tensor, tape: Tape | None = None) -> Tensor:
         """Images float [b c h w] to [b d], the mean of the last map after its norm."""
-        return record(tape, "pooled", self.maps(images, tape)[-1].mean(dim=(2, 3)))
+        return record(tape, "pooled", self.maps(images, tape, last=True)[-1].mean(dim=(2, 3)))
 
-    def maps(self, images: Tensor, tape: Tape | None = None) -> list[Tensor]:
+    def maps(self, images: Tensor, tape: Tape | None = None, last: bool = False) -> list[Tensor]:
         """Images float [b c h w] to what leaves each stage, the last of them normed and rectified.
 
-        The others are as they leave, without activation: so the next stage takes them.
+        The others are as they leave, without activation: so the next stage takes them. With
+        ``last`` there is the last alone.
         """
         x, maps = record(tape, "stem", self.stem(images)), []
         for stage, part in enumerate(self.stages):
             for index, block in enumerate(part.get_submodule("blocks").children()):
                 x = self.through(block, x, inside(tape, f"stages.{stage}.blocks.{index}"))
-            maps.append(x)
+            maps = [x] if last else [*maps, x]  # an earlier map is memory that nobody needs
         maps[-1] = F.relu(self.norm(x), inplace=True)
         return maps
 

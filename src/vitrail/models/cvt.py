@@ -178,7 +178,7 @@ class ConvolutionalEmbedding(nn.Module):
 
     def forward(self, picture: Tensor) -> tuple[Tensor, Grid]:
         """[b c h w] to [b n d], and the grid of the n."""
-        picture = self.proj(picture)
+        picture = self.proj(picture.contiguous())  # faster than a convolution of strided tokens
         grid = (picture.shape[-2], picture.shape[-1])
         return self.norm(_tokens(picture)), grid
 
@@ -320,13 +320,18 @@ class CvT(ImageClassifier):
 
     def features(self, images: Tensor, tape: Tape | None = None) -> Tensor:
         """Images float [b c h w] to [b d], what the head sees."""
-        x, _ = self.encode(images, tape)[-1]
+        x, _ = self.encode(images, tape, last=True)[-1]
         normed = record(tape, "normed", self.norm(x))
         pooled = normed[:, 0] if self.config.pool == "token" else normed.mean(dim=1)
         return record(tape, "pooled", pooled)
 
-    def encode(self, images: Tensor, tape: Tape | None = None) -> list[tuple[Tensor, Grid]]:
-        """Images float [b c h w] to each stage's tokens [b prefix+n d] and the grid of the n."""
+    def encode(
+        self, images: Tensor, tape: Tape | None = None, last: bool = False
+    ) -> list[tuple[Tensor, Grid]]:
+        """Images float [b c h w] to each stage's tokens [b prefix+n d] and the grid of the n.
+
+        With ``last`` to the last stage's alone.
+        """
         outputs, picture = [], images
         for s, stage in enumerate(self.stages):
             x, grid = stage.patch_embed(picture)
@@ -343,7 +348,7 @@ class CvT(ImageClassifier):
             x = stage.pos_drop(x)
             for j, block in enumerate(stage.blocks):
                 x = self.through(block, x, inside(tape, f"stages.{s}.blocks.{j}"), grid)
-            outputs.append((x, grid))
+            outputs = [(x, grid)] if last else [*outputs, (x, grid)]
             picture = _picture(x, grid)
         return outputs
 

@@ -194,8 +194,8 @@ class HybridTransformer(VisionTransformer):
         super().apply_numerics()
         apply_standardization(self.backbone, self.config)
 
-    def maps(self, images: Tensor, tape: Tape | None = None) -> list[Tensor]:
-        """Images float [b c h w] to what leaves the stem and each stage, [b c h w]."""
+    def maps(self, images: Tensor, tape: Tape | None = None, last: bool = False) -> list[Tensor]:
+        """Images float [b c h w] to what leaves the stem and each stage, or the ``last`` alone."""
         self.config.grid_of((images.shape[-2], images.shape[-1]))
         backbone = self.backbone
         if isinstance(backbone, HybridStem):
@@ -205,12 +205,12 @@ class HybridTransformer(VisionTransformer):
             x = maps[-1]
             for index, block in enumerate(part.get_submodule("blocks").children()):
                 x = self.through(block, x, inside(tape, f"stages.{stage}.blocks.{index}"))
-            maps.append(x)
+            maps = [x] if last else [*maps, x]  # an earlier map is memory that nobody needs
         return maps
 
     def project(self, images: Tensor, tape: Tape | None = None) -> Tensor:
         """Images float [b c h w] to projected positions of the ResNet's map [b d rows columns]."""
-        return self.patch_embed.proj(self.maps(images, tape)[-1])
+        return self.patch_embed.proj(self.maps(images, tape, last=True)[-1])
 
     def feature_maps(self, images: Tensor) -> FeatureMaps:
         """Images float [b c h w] to the ResNet's stages but the last, and the Transformer's map."""

@@ -20,7 +20,7 @@ class QuickGELU(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Any shape to the same shape."""
-        return x * torch.sigmoid(1.702 * x)
+        return (1.702 * x).sigmoid_() * x  # in place: one tensor less at the peak
 
 
 # JAX's nn.gelu is the tanh form; torch ports use the exact one. They differ by up to 4.7e-4.

@@ -210,7 +210,8 @@ class PatchEmbed(nn.Module):
 
     def forward(self, picture: Tensor) -> Tensor:
         """[b c h w] to [b n d]."""
-        return self.norm(to_tokens(self.proj(picture)))
+        # contiguous: faster than a convolution of strided tokens, and its weights are not copied
+        return self.norm(to_tokens(self.proj(picture.contiguous())))
 
 
 class Pyramid(ImageClassifier):
@@ -240,18 +241,24 @@ class Pyramid(ImageClassifier):
 
     def features(self, images: Tensor, tape: Tape | None = None) -> Tensor:
         """Images float [b c h w] to [b d], what the head sees."""
-        return record(tape, "pooled", self.pool(self.encode(images, tape)[0], tape))
+        return record(tape, "pooled", self.pool(self.encode(images, tape, last=True)[0], tape))
 
-    def encode(self, images: Tensor, tape: Tape | None = None) -> tuple[Tensor, list[Tensor]]:
-        """Images float [b c h w] to the last stage's tokens [b n d] and every stage's map."""
-        x, maps = images, [images]
+    def encode(
+        self, images: Tensor, tape: Tape | None = None, last: bool = False
+    ) -> tuple[Tensor, list[Tensor]]:
+        """Images float [b c h w] to the last stage's tokens [b n d] and every stage's map.
+
+        With ``last`` there is the last map alone.
+        """
+        x, maps, picture = images, [], images
         for stage, grid in enumerate(self.config.grids((images.shape[-2], images.shape[-1]))):
-            x = self.embed(stage, maps[-1], grid, tape)
+            x = self.embed(stage, picture, grid, tape)
             for i, block in enumerate(self.blocks_of(stage)):
                 x = self.through(block, x, inside(tape, f"stages.{stage}.blocks.{i}"), grid)
             x = self.finish(stage, x)
-            maps.append(to_map(x[:, x.shape[1] - grid[0] * grid[1] :], grid))
-        return x, maps[1:]
+            picture = to_map(x[:, x.shape[1] - grid[0] * grid[1] :], grid)
+            maps = [picture] if last else [*maps, picture]
+        return x, maps
 
     def feature_maps(self, images: Tensor) -> FeatureMaps:
         """Images float [b c h w] to a map [b d rows columns] a stage, strides 4, 8, 16, 32.

@@ -190,16 +190,16 @@ class ResNet(ImageClassifier):
 
     def features(self, images: Tensor, tape: Tape | None = None) -> Tensor:
         """Images float [b c h w] to [b d], the mean of the last map."""
-        return record(tape, "pooled", self.maps(images, tape)[-1].mean(dim=(2, 3)))
+        return record(tape, "pooled", self.maps(images, tape, last=True)[-1].mean(dim=(2, 3)))
 
-    def maps(self, images: Tensor, tape: Tape | None = None) -> list[Tensor]:
-        """Images float [b c h w] to what leaves each stage, [b c h w]."""
+    def maps(self, images: Tensor, tape: Tape | None = None, last: bool = False) -> list[Tensor]:
+        """Images float [b c h w] to what leaves each stage, [b c h w], or the ``last`` alone."""
         x = self.maxpool(self.act1(self.bn1(self.conv1(images))))
         x, maps = record(tape, "stem", x), []
         for stage, blocks in enumerate(self.stages):
             for index, block in enumerate(blocks.children()):
                 x = self.through(block, x, inside(tape, f"stages.{stage}.blocks.{index}"))
-            maps.append(x)
+            maps = [x] if last else [*maps, x]  # an earlier map is memory that nobody needs
         return maps
 
     def feature_maps(self, images: Tensor) -> FeatureMaps:

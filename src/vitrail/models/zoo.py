@@ -162,7 +162,7 @@ ENTRIES |= {
     name: Entry(
         "resnet",
         config,
-        ("timm", "torchvision"),
+        ("timm", "torchvision", "transformers"),
         {"mean": IMAGENET_MEAN, "std": IMAGENET_STD, "crop": 0.875, "interpolation": "bilinear"},
     )
     for name, config in resnet.VARIANTS.items()
@@ -174,7 +174,9 @@ ENTRIES |= {
     for size, config in pvt.SIZES.items()
 }
 ENTRIES |= {
-    f"pvt_v2_{size}": Entry("pvt_v2", config, ("timm", "pvt"), {**_IMAGENET, "crop": 0.9})
+    f"pvt_v2_{size}": Entry(
+        "pvt_v2", config, ("timm", "pvt", "transformers"), {**_IMAGENET, "crop": 0.9}
+    )
     for size, config in pvt_v2.SIZES.items()
 }
 ENTRIES |= {

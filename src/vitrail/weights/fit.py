@@ -74,7 +74,9 @@ def _fit_table(
     tensors = found.tensors
     alike = checkpoint.live and reading.family == "timm"
     try:
-        fitted = fit_positions(tensors, model.config, how, _grid(checkpoint, model.config), alike)
+        kernel = tensors.get("patch_embed.proj.weight")
+        grid = _grid(checkpoint, model.config, kernel)
+        fitted = fit_positions(tensors, model.config, how, grid, alike)
     except ValueError as error:
         del tensors["pos_embed"]
         return [f"pos_embed: {error}"]
@@ -108,10 +110,11 @@ def _refit(
                 report.notes.append(f"{name}: {fitted[1]}")
 
 
-def _grid(checkpoint: Checkpoint, config: ViTConfig) -> tuple[int, int] | None:
+def _grid(
+    checkpoint: Checkpoint, config: ViTConfig, kernel: Tensor | None
+) -> tuple[int, int] | None:
     """The grid of the file's position table, where something beside the tensors says it."""
     size = checkpoint.about.get("config", {}).get("image_size") or checkpoint.timm.get("image_size")
-    kernel = checkpoint.tensors.get("patch_embed.proj.weight")
     if size is None or kernel is None or kernel.ndim != 4:
         return None
     # The kernel sees pixels, or behind a hybrid's ResNet the map, whose sides are rounded up.

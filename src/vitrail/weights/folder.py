@@ -23,17 +23,21 @@ from vitrail.models.pvt_v2 import PVTv2Config
 from vitrail.models.resnet import ResNetConfig
 from vitrail.models.vit import ViTConfig
 from vitrail.weights import pvt, timm, timm_resnets
+from vitrail.weights.golden import golden_values
 from vitrail.weights.load import Source, load_checkpoint
 from vitrail.weights.read import (
     BEST_FILE,
     DIGESTS,
     FORMAT,
+    GOLDEN,
     MODEL_FILE,
     existing,
+    foreign_model,
     open_checkpoint,
     read_config,
     read_section,
 )
+from vitrail.weights.report import LoadReport
 from vitrail.weights.unwrap import Checkpoint
 
 WHAT_IT_IS = ("format", "family", "config", "preprocessing", "labels", "not_in_timm", "incoming")
@@ -70,8 +74,9 @@ def save_model(
 ) -> Path:
     """Write a model folder, whole or not at all.
 
-    Saving `model.safetensors` begins the ``vitrail`` section anew, but for the hash of a
+    Saving `model.safetensors` begins the ``vitrail`` section anew, but for what it says of a
     `best.safetensors` of the same architecture; saving `best.safetensors` adds to the section.
+    What the model gives for two fixed pictures is kept too, for `vitrail verify`.
 
     Args:
         folder: made if it is not there.
@@ -102,6 +107,7 @@ def save_model(
     section = _settled(folder, before["vitrail"])
     tensors = {name: t.detach().cpu().contiguous() for name, t in model.state_dict().items()}
     needed = sum(tensor.nbytes for tensor in tensors.values())
+    golden = {GOLDEN[weights_file]: golden_values(model)}
     with staging(folder, needed) as work:
         staged = work / weights_file
         save_file(tensors, staged, metadata=_metadata(about))
@@ -114,8 +120,8 @@ def save_model(
         if weights_file == MODEL_FILE:
             section = _best(folder, section)
         settle(staged, folder / weights_file)
-        section |= about | {key: new} | added
-        _move_config(work, folder, _timm_part(model, about) | {"vitrail": section})
+        section |= about | {key: new} | golden | added
+        _move_config(work, folder, timm_part(model, about) | {"vitrail": section})
     return folder
 
 
@@ -148,8 +154,9 @@ def load_model(source: Source, name: str | None = None, which: str = "final") ->
     """A model from a model folder, or from a checkpoint of any family that is read.
 
     Args:
-        source: a model folder or one of the weight files in it; or any source of `load_weights`,
-            with ``name``.
+        source: a model folder or one of the weight files in it; a folder of timm's or
+            transformers', or its name on the hub, ``hf-hub:org/name``; or any source of
+            `load_weights`, with ``name``.
         name: the zoo's name of the model, for a source that does not say it. The number of
             classes, and whether there is a pre-logits layer, are then the file's.
         which: ``final``, or ``best`` for a folder's `best.safetensors` where it has one.
@@ -161,36 +168,63 @@ def load_model(source: Source, name: str | None = None, which: str = "final") ->
         Error: nothing there, damaged, of a newer format, or in need of a name.
         WeightsError: weights that do not fit.
     """
+    return load_with_report(source, name, which)[0]
+
+
+def load_with_report(
+    source: Source, name: str | None = None, which: str = "final"
+) -> tuple[ImageClassifier, LoadReport]:
+    """`load_model`, and what became of every tensor."""
+    found = None
     if name is None and isinstance(source, (str, Path)) and existing(source).is_dir():
-        read_section(source)  # a folder of another kind: says what is missing
+        config = read_config(source)
+        found = None if "vitrail" in config else foreign_model(config)
+        if found is None:
+            read_section(source)  # a folder of another kind: says what is missing
     checkpoint = open_checkpoint(source, which)
     if checkpoint.about:
         return _own_model(checkpoint)
-    if name is None:
+    if name is not None:
+        size = checkpoint.timm.get("image_size")
+        shape = _shape_of_head(zoo.resolve(name)[1].family, checkpoint)
+        model = zoo.create_model(name, _classes(checkpoint), size, **shape)
+    elif found is not None:
+        model = _foreign_model(*found, checkpoint)
+    else:
         raise Error(f"{checkpoint.name} does not say which model it is: give its name")
+    return model, load_checkpoint(model, checkpoint, (), "file")
+
+
+def _foreign_model(name: str, fields: dict[str, Any], checkpoint: Checkpoint) -> ImageClassifier:
+    """A fresh model as another library's `config.json` describes it; see `read.foreign_model`."""
     size = checkpoint.timm.get("image_size")
-    model = zoo.create_model(name, _classes(checkpoint), size, **_shape_of_head(name, checkpoint))
-    load_checkpoint(model, checkpoint, (), "file")
-    return model
+    fields = {**fields, **({} if size is None else {"image_size": size})}
+    if name in zoo.ENTRIES:
+        fields |= _shape_of_head(zoo.ENTRIES[name].family, checkpoint)
+        return zoo.create_model(name, _classes(checkpoint), **fields)
+    fields |= _shape_of_head(name, checkpoint)
+    return zoo.from_config(name, {**fields, "num_classes": _classes(checkpoint)})
 
 
-def _own_model(checkpoint: Checkpoint) -> ImageClassifier:
+def _own_model(checkpoint: Checkpoint) -> tuple[ImageClassifier, LoadReport]:
     try:
         model = zoo.from_description(checkpoint.about)
     except (KeyError, TypeError, AttributeError) as error:
         raise Error(f"{checkpoint.name} is damaged: what it says of its model ({error})") from None
     preprocessing, labels = model.preprocessing, model.labels
-    load_checkpoint(model, checkpoint, (), "keep")
-    model.preprocessing = preprocessing
-    return model if labels is None else model.set_labels(labels)
+    report = load_checkpoint(model, checkpoint, (), "keep")
+    model.preprocessing = report.preprocessing = preprocessing
+    if labels is not None:
+        model.set_labels(labels)
+    return model, report
 
 
-def _shape_of_head(name: str, checkpoint: Checkpoint) -> dict[str, Any]:
+def _shape_of_head(family: str, checkpoint: Checkpoint) -> dict[str, Any]:
     """Fields of a plain ViT that say what stands before its head, as the file's names tell."""
     has, fields = checkpoint.tensors.__contains__, {}
     if any("pre_logits" in tensor for tensor in checkpoint.tensors):
         fields["pre_logits"] = True
-    if zoo.resolve(name)[1].family != "vit":
+    if family != "vit":
         return fields
     scaled = any(tensor.endswith("layer_scale1.lambda1") for tensor in checkpoint.tensors)
     if has("linear_head.weight") or (scaled and has("classifier.weight")):
@@ -223,7 +257,8 @@ def _about(model: ImageClassifier, labels: Sequence[str] | None) -> dict[str, An
     return {"format": FORMAT, **zoo.describe(model), "labels": labels, "not_in_timm": beyond}
 
 
-def _timm_part(model: ImageClassifier, about: Mapping[str, Any]) -> dict[str, Any]:
+def timm_part(model: ImageClassifier, about: Mapping[str, Any]) -> dict[str, Any]:
+    """What timm reads of a `config.json`; ``about`` has the labels and the family."""
     config = model.config
     if type(config) not in TIMM:
         return {"architecture": f"vitrail:{about['family']}", "num_classes": model.num_classes}
@@ -254,7 +289,8 @@ def _first_convolution(model: ImageClassifier) -> str:
 
 
 def _details(details: Mapping[str, Any]) -> dict[str, Any]:
-    taken = [name for name in details if name in WHAT_IT_IS or name in DIGESTS.values()]
+    own = (*WHAT_IT_IS, *DIGESTS.values(), *GOLDEN.values())
+    taken = [name for name in details if name in own]
     if taken:
         raise Error(f"details cannot be called {', '.join(taken)}: that says what the model is")
     # JSON has no NaN: other readers than Python's would refuse the file.
@@ -262,11 +298,13 @@ def _details(details: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _best(folder: Path, section: Mapping[str, Any]) -> dict[str, Any]:
-    """The hash of the folder's best weights: the recorded one, else that of the file there."""
+    """What is kept of the folder's best weights: their hash, made where there is none, and golden
+    values."""
     if not (folder / BEST_FILE).exists():
         return {}
-    key = DIGESTS[BEST_FILE]
-    return {key: section.get(key) or sha256_of(folder / BEST_FILE)}
+    key, golden = DIGESTS[BEST_FILE], GOLDEN[BEST_FILE]
+    kept = {golden: section[golden]} if golden in section else {}
+    return {key: section.get(key) or sha256_of(folder / BEST_FILE), **kept}
 
 
 def _settled(folder: Path, section: dict[str, Any]) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from vitrail.kit.preprocess import Preprocessing
 from vitrail.models import zoo
 from vitrail.models.base import ImageClassifier
 from vitrail.models.parts import ACTIVATIONS, Mlp, ScaledAttention
+from vitrail.models.resnet import ResNetConfig
 from vitrail.models.vit import ViTConfig
 from vitrail.weights import (
     botnet,
@@ -31,6 +32,7 @@ from vitrail.weights import (
     timm_resnets,
     torchvision_vit,
     transformers_bit,
+    transformers_resnet,
     transformers_vit,
 )
 from vitrail.weights.fit import fit_tensors, ready_tensors
@@ -48,6 +50,7 @@ FAMILIES = (
     timm.recognise,
     transformers_vit.recognise,
     transformers_bit.recognise,
+    transformers_resnet.recognise,
     torchvision_vit.recognise,
     timm_resnets.recognise,
     pvt.recognise,
@@ -93,6 +96,8 @@ ELSEWHERE = {
     "patch_embed1.": "PVT",
     "pvt.encoder.": "transformers' PVT",
     "bit.embedder.": "transformers' BiT",
+    "resnet.embedder.": "transformers' ResNet",
+    "pvt_v2.encoder.": "transformers' PVT v2",
     "stages.0.blocks.0.": "a network of stages",
 }
 
@@ -244,6 +249,8 @@ def _recognise(checkpoint: Checkpoint, model: ImageClassifier) -> Reading:
             if whose is not None:
                 reading = facebook.reading_of(whose, names, model.config)
                 reading.numerics = {} if checkpoint.live else reading.numerics
+        if reading.family == "timm" and type(model.config) is ResNetConfig and not checkpoint.live:
+            reading = timm_resnets.as_torchvision(reading, checkpoint.name)
         if reading.family in ("timm", "transformers"):  # what a config.json beside them says
             said = {**reading.numerics, **checkpoint.timm.get("numerics", {})}
             live = checkpoint.live and reading.family == "timm"

@@ -1,4 +1,4 @@
-"""PVT and PVT v2: the authors' files, timm's of PVT v2, transformers' of PVT.
+"""PVT and PVT v2: the authors' files, timm's of PVT v2, transformers' of both.
 
 PVT's names are the authors' own, PVT v2's are timm's, which numbers the stages from 0 and makes
 each stage's embedding part of it. transformers keeps keys and values apart and the position tables
@@ -61,6 +61,13 @@ def recognise(tensors: Mapping[str, Tensor], config: Any) -> Reading | None:
         if "patch_embed.proj.weight" in tensors and "stages.0.norm.weight" in tensors:
             rules = [Rule("{name}", "{name}")]
             return Reading("timm", rules, tensors, numerics=NUMERICS, **_common({}))
+        for prefix in ("pvt_v2.", ""):
+            if f"{prefix}encoder.layers.0.patch_embedding.proj.weight" in tensors:
+                rules = transformers_v2_rules(config, prefix)
+                numerics = {**NUMERICS, "embed_norm_eps": 1e-6}
+                return Reading(
+                    "transformers", rules, tensors, numerics=numerics, **_common(SQUASHED)
+                )
     return None
 
 
@@ -92,15 +99,7 @@ def transformers_rules(config: PVTConfig, prefix: str = "pvt.") -> list[Rule]:
             *_both(f"{embedding}.projection", f"patch_embed{stage + 1}.proj"),
             *_both(f"{embedding}.layer_norm", f"patch_embed{stage + 1}.norm"),
             *_both(f"{attention}.query", f"{ours}.attn.q"),
-            *[
-                Rule(
-                    (f"{attention}.key.{kind}", f"{attention}.value.{kind}"),
-                    f"{ours}.attn.kv.{kind}",
-                    _stacked,
-                    _halves,
-                )
-                for kind in ("weight", "bias")
-            ],
+            *_key_value(attention, f"{ours}.attn.kv"),
             *_both(f"{attention}.sequence_reduction", f"{ours}.attn.sr"),
             *_both(f"{attention}.layer_norm", f"{ours}.attn.norm"),
             *_both(f"{theirs}.attention.output.dense", f"{ours}.attn.proj"),
@@ -116,6 +115,31 @@ def transformers_rules(config: PVTConfig, prefix: str = "pvt.") -> list[Rule]:
         *_both(f"{prefix}encoder.layer_norm", "norm"),
         *_both("classifier", "head"),
     ]
+
+
+def transformers_v2_rules(config: PVTv2Config, prefix: str = "pvt_v2.") -> list[Rule]:
+    """The rules of transformers' PvtV2ForImageClassification; of PvtV2Model with no prefix."""
+    made = []
+    for stage in range(len(config.depths)):
+        layer, ours = f"{prefix}encoder.layers.{stage}", f"stages.{stage}"
+        embedding = f"{ours}.downsample" if stage else "patch_embed"
+        theirs, block = f"{layer}.blocks.{{i}}", f"{ours}.blocks.{{i}}"
+        made += [
+            *_both(f"{layer}.patch_embedding.proj", f"{embedding}.proj"),
+            *_both(f"{layer}.patch_embedding.layer_norm", f"{embedding}.norm"),
+            *_both(f"{theirs}.attention.query", f"{block}.attn.q"),
+            *_key_value(f"{theirs}.attention", f"{block}.attn.kv"),
+            *_both(f"{theirs}.attention.spatial_reduction", f"{block}.attn.sr"),
+            *_both(f"{theirs}.attention.layer_norm", f"{block}.attn.norm"),
+            *_both(f"{theirs}.attention.proj", f"{block}.attn.proj"),
+            *_both(f"{theirs}.layer_norm_1", f"{block}.norm1"),
+            *_both(f"{theirs}.layer_norm_2", f"{block}.norm2"),
+            *_both(f"{theirs}.mlp.dense1", f"{block}.mlp.fc1"),
+            *_both(f"{theirs}.mlp.dwconv.dwconv", f"{block}.mlp.dwconv"),
+            *_both(f"{theirs}.mlp.dense2", f"{block}.mlp.fc2"),
+            *_both(f"{layer}.layer_norm", f"{ours}.norm"),
+        ]
+    return [*made, *_both("classifier", "head")]
 
 
 def architecture(config: PVTv2Config) -> tuple[str, dict[str, Any], list[str]]:
@@ -199,6 +223,15 @@ def _turned(config: PVTConfig) -> list[str]:
 
 def _both(theirs: str, ours: str) -> list[Rule]:
     return [Rule(f"{theirs}.{kind}", f"{ours}.{kind}") for kind in ("weight", "bias")]
+
+
+def _key_value(theirs: str, ours: str) -> list[Rule]:
+    return [
+        Rule(
+            (f"{theirs}.key.{kind}", f"{theirs}.value.{kind}"), f"{ours}.{kind}", _stacked, _halves
+        )
+        for kind in ("weight", "bias")
+    ]
 
 
 def _stacked(key: Tensor, value: Tensor) -> Tensor:

@@ -14,6 +14,7 @@ import warnings
 import zipfile
 import zlib
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -24,15 +25,19 @@ from torch import Tensor
 
 from vitrail.kit.errors import Error, WeightsError, did_you_mean, listing
 from vitrail.kit.files import sha256_of
-from vitrail.weights import timm, transformers_vit
+from vitrail.models import zoo
+from vitrail.models.base import checked_config
+from vitrail.weights import timm, transformers_config, transformers_vit
+from vitrail.weights.hub import downloaded, is_hub_name
 from vitrail.weights.unwrap import Checkpoint, to_tensor, unwrapped
 
 MODEL_FILE, BEST_FILE = "model.safetensors", "best.safetensors"
 DIGESTS = {MODEL_FILE: "sha256", BEST_FILE: "best_sha256"}
+GOLDEN = {MODEL_FILE: "golden", BEST_FILE: "best_golden"}
 FORMAT = 1
 SUFFIXES = (".safetensors", ".npz", ".pth", ".pt", ".bin", ".tar", ".ckpt")
-INDEXES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
-LATER = "names on a hub come with a later version: download the files and give their folder"
+SAFE_INDEX = "model.safetensors.index.json"
+PICKLED_INDEX, PICKLED_FILE = "pytorch_model.bin.index.json", "pytorch_model.bin"
 
 
 def open_checkpoint(source: Path | str | Mapping[str, Any], which: str = "final") -> Checkpoint:
@@ -54,17 +59,19 @@ def open_checkpoint(source: Path | str | Mapping[str, Any], which: str = "final"
     config = read_config(path) if (path / "config.json").exists() else {}
     if "vitrail" in config:
         return open_model_folder(path, which)
-    checkpoint = _open_loose_folder(path)
+    checkpoint = _open_loose_folder(path, pickles=not is_hub_name(source))
     checkpoint.timm = _said_beside(path, config)
     return checkpoint
 
 
 def existing(source: Path | str) -> Path:
-    """The path of a source on disk.
+    """The path of a source on disk; a name on the hub is downloaded.
 
     Raises:
         Error: there is none; a hub's name is told from a slip.
     """
+    if is_hub_name(source):
+        return downloaded(str(source))
     path = Path(source).expanduser()
     try:
         if path.exists():
@@ -73,10 +80,10 @@ def existing(source: Path | str) -> Path:
     except OSError:
         near = ""
     text = str(source)
-    if re.match(r"(hf-hub|hf_hub|https?):", text):
-        raise Error(f"{text}: {LATER}")
+    if re.match(r"https?:", text):
+        raise Error(f"{text}: addresses are not opened: download the file, or give hf-hub:org/name")
     if not near and re.fullmatch(r"[\w-]+/[\w.-]+", text) and not path.suffix:
-        raise Error(f"no file or folder {text}; if it is a hub's name, {LATER}")
+        raise Error(f"no file or folder {text}; for the repository of the hub write hf-hub:{text}")
     raise Error(f"no file or folder {text}{near}")
 
 
@@ -109,8 +116,8 @@ def read_section(folder: Path | str) -> dict[str, Any]:
     named = config.get("architecture")
     hint = f" (config.json says {named!r})" if isinstance(named, str) else ""
     raise Error(
-        f"{folder} is another library's folder, without a vitrail section in config.json: to load "
-        f"its weights, give the model's name{hint}"
+        f"{folder} is another library's folder of a model that is not in the zoo as it stands"
+        f"{hint}: to load its weights, give the name of a model that they fit"
     )
 
 
@@ -120,6 +127,17 @@ def _said_beside(path: Path, config: Mapping[str, Any]) -> dict[str, Any]:
         return timm.read_config(config) if config else {}
     processor = path / "preprocessor_config.json"
     return transformers_vit.read_config(config, _json(processor) if processor.exists() else {})
+
+
+def foreign_model(config: Mapping[str, Any]) -> tuple[str, dict[str, Any]] | None:
+    """The model that timm's or transformers' `config.json` is of.
+
+    Returns:
+        A name of the zoo or a family, and config fields; None where the zoo has no such model.
+    """
+    if "model_type" in config:
+        return transformers_config.describe(config)
+    return timm.describe(config)
 
 
 def open_model_folder(path: Path, which: str = "final") -> Checkpoint:
@@ -181,7 +199,7 @@ def fingerprint_of(source: Path | str) -> str:
 
 
 def description_of(source: Path | str) -> dict[str, Any] | None:
-    """What our own folder or file says of its model (family, config, name), or None for others.
+    """What a folder or file says of its model (family, config, name); None where it says nothing.
 
     Raises:
         Error: nothing there, or a description that cannot be read.
@@ -189,10 +207,22 @@ def description_of(source: Path | str) -> dict[str, Any] | None:
     path = existing(source)
     if path.is_dir():
         config = read_config(path) if (path / "config.json").exists() else {}
-        return config.get("vitrail")
+        return config.get("vitrail") or _foreign_description(config)
     with path.open("rb") as file:
         head = file.read(9)
     return (_read_safetensors(path)[1] or None) if head[8:] == b"{" else None
+
+
+def _foreign_description(config: Mapping[str, Any]) -> dict[str, Any] | None:
+    found = foreign_model(config)
+    if found is None:
+        return None
+    name, fields = found
+    family = name
+    if name in zoo.ENTRIES:
+        family, fields = zoo.ENTRIES[name].family, {**zoo.ENTRIES[name].config, **fields}
+    built: Any = checked_config(zoo.FAMILIES[family][0], fields)
+    return {"family": family, "config": asdict(built), "name": name}
 
 
 def _check_format(about: Any, where: Path) -> None:
@@ -219,22 +249,26 @@ def _json(path: Path) -> dict[str, Any]:
 # Folders without a vitrail section
 
 
-def _open_loose_folder(path: Path) -> Checkpoint:
-    for name in INDEXES:
+def _open_loose_folder(path: Path, pickles: bool) -> Checkpoint:
+    """The weights in a folder; ``pickles`` says whether files of that kind are considered."""
+    ways = {SAFE_INDEX: _open_shards, MODEL_FILE: _open_file}
+    if pickles:
+        ways |= {PICKLED_INDEX: _open_shards, PICKLED_FILE: _open_file}
+    for name, open_it in ways.items():
         if (path / name).exists():
-            return _open_shards(path, name)
-    found = [path / name for name in (MODEL_FILE, "pytorch_model.bin") if (path / name).exists()]
-    found = found or sorted(p for p in path.iterdir() if p.suffix in SUFFIXES and p.is_file())
+            return open_it(path / name)
+    suffixes = SUFFIXES if pickles else SUFFIXES[:1]
+    found = sorted(p for p in path.iterdir() if p.suffix in suffixes and p.is_file())
     if not found:
-        raise Error(f"{path} holds no weights (none of {', '.join(SUFFIXES)})")
-    if len(found) > 1 and found[0].name != MODEL_FILE:
+        raise Error(f"{path} holds no weights (none of {', '.join(suffixes)})")
+    if len(found) > 1:
         names = [p.name for p in found]
         raise Error(f"{path} holds several files of weights ({listing(names)}): name one of them")
     return _open_file(found[0])
 
 
-def _open_shards(path: Path, index: str) -> Checkpoint:
-    where = path / index
+def _open_shards(where: Path) -> Checkpoint:
+    path, index = where.parent, where.name
     places = _json(where).get("weight_map")
     if not isinstance(places, dict) or not all(isinstance(p, str) for p in places.values()):
         raise Error(f"{where} has no weight_map from tensors to files")
@@ -252,6 +286,19 @@ def _open_shards(path: Path, index: str) -> Checkpoint:
 
 
 # Files
+
+
+def open_weights(path: Path) -> dict[str, Tensor]:
+    """The tensors of one of our own weight files, whatever its header says of the model.
+
+    Raises:
+        Error: it is cut short or damaged.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError, ValueError) as error:
+        raise Error(f"{path} is cut short or damaged ({error})") from None
 
 
 def _open_file(path: Path) -> Checkpoint:
@@ -283,12 +330,9 @@ def _contents(path: Path) -> tuple[Mapping[str, Any], dict[str, Any]]:
 
 def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     about: dict[str, Any] = {}
-    try:
-        with safe_open(path, framework="pt") as file:
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-            told = (file.metadata() or {}).get("vitrail")
-    except (SafetensorError, OSError, ValueError) as error:
-        raise Error(f"{path} is cut short or damaged ({error})") from None
+    tensors = open_weights(path)
+    with safe_open(path, framework="pt") as file:
+        told = (file.metadata() or {}).get("vitrail")
     if told is not None:
         try:
             about = json.loads(told)

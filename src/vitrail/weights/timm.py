@@ -12,6 +12,7 @@ from typing import Any
 from torch import Tensor
 
 from vitrail.kit.preprocess import Preprocessing
+from vitrail.models import zoo
 from vitrail.models.base import height_width
 from vitrail.models.hybrid import HybridConfig
 from vitrail.models.vit import SIZES, ViTConfig
@@ -50,6 +51,21 @@ ARCHITECTURES = {
 }
 DISTILLED = {(size, 16): sides for size, sides in DEIT.items()}
 POOLS = {"token": "token", "mean": "avg", "map": "map", "none": "", "token_mean": "token"}
+PLAIN_ARGUMENTS = {  # timm's arguments that are fields of ours
+    "img_size": "image_size",
+    "patch_size": "patch_size",
+    "embed_dim": "width",
+    "depth": "depth",
+    "num_heads": "heads",
+    "in_chans": "in_channels",
+    "class_token": "class_token",
+    "reg_tokens": "registers",
+    "pos_embed": "position",
+    "pre_norm": "pre_norm",
+    "qkv_bias": "qkv_bias",
+    "init_values": "layer_scale",
+    "act_layer": "activation",
+}
 CROP_MODES = {"crop": "center", "squash": "squash", "letterbox": "border"}
 
 
@@ -107,6 +123,40 @@ def read_config(config: Mapping[str, Any]) -> dict[str, Any]:
     if isinstance(labels, list):
         said["labels"] = [str(label) for label in labels]
     return said
+
+
+def describe(config: Mapping[str, Any]) -> tuple[str, dict[str, Any]] | None:
+    """The zoo's name, and config fields beside it, for a timm `config.json`.
+
+    Returns:
+        None where the zoo has no such architecture, or no word for one of its arguments.
+    """
+    name, arguments = config.get("architecture"), dict(config.get("model_args") or {})
+    if name not in zoo.ENTRIES:
+        return None
+    base = zoo.config_of(name)
+    if not isinstance(base, ViTConfig):
+        fields = {PLAIN_ARGUMENTS[a]: value for a, value in arguments.items() if a in {"in_chans"}}
+        return (name, fields) if len(fields) == len(arguments) else None
+    ratio, pool = arguments.pop("mlp_ratio", None), arguments.pop("global_pool", None)
+    norm, free = arguments.pop("fc_norm", None), arguments.pop("no_embed_class", None)
+    if set(arguments) - set(PLAIN_ARGUMENTS) or pool not in {None, *POOLS.values()}:
+        return None
+    fields = {PLAIN_ARGUMENTS[argument]: value for argument, value in arguments.items()}
+    if isinstance(fields.get("image_size"), list):
+        fields["image_size"] = tuple(fields["image_size"])
+    if fields.get("position") == "learn":
+        fields["position"] = "learned"
+    if ratio is not None:
+        hidden = int(fields.get("width", base.width) * ratio)
+        fields["mlp_width"] = hidden // (1 + base.gated_mlp)
+    if pool is not None:
+        fields["pool"] = next(ours for ours, theirs in POOLS.items() if theirs == pool)
+    if free is not None:
+        fields["position_on_prefix"] = not free
+    mean = fields.get("pool", base.pool) == "mean"
+    fields["norm_after_pool"] = mean if norm is None else norm
+    return name, fields
 
 
 def architecture(config: ViTConfig) -> tuple[str, dict[str, Any], list[str]]:

@@ -1,14 +1,17 @@
 """timm's state dicts of the ResNets: the plain one, whose names are torchvision's too, and BiT's.
 
 Our names are timm's. A plain ResNet's file from before 2018 lacks the batch norms' counters,
-which nothing computes with.
+which nothing computes with. torchvision's files have the very same names: those that it released
+are known by what they are called, and by the lacking counters (`as_torchvision`).
 """
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor
 
+from vitrail.kit.preprocess import IMAGENET_MEAN, IMAGENET_STD
 from vitrail.models import vit
 from vitrail.models.base import height_width
 from vitrail.models.bit_resnet import BiTConfig, variant
@@ -23,18 +26,44 @@ RESNET_NUMERICS = {"activation": "relu", "norm_eps": 1e-5}
 TIMM_HAS = ("50x1", "50x3", "101x1", "101x3", "152x2", "152x4")
 TIMM_LACKS = ("vit_base_r50_s32", "vit_large_r50_s16")
 TIMM_SIZES = {"vit_base_r26_s32": (224,)}  # the others in their names are 224 and 384
+# torchvision's second weights (IMAGENET1K_V2) are resized to 232 pixels instead of 256.
+SECOND_WEIGHTS = ("resnet50-11ad3fa6", "resnet101-cd907fc2", "resnet152-f82ba261")
 Architecture = tuple[str, dict[str, Any], list[str]]
 
 
 def recognise(tensors: Mapping[str, Tensor], config: Any) -> Reading | None:
     """What a ResNet's state dict holds; None where this is none, or not for this model."""
-    if isinstance(config, BiTConfig) and "stages.0.blocks.0.norm1.weight" in tensors:
+    first = ("stages.0.blocks.0.norm1.", "stages.0.blocks.0.conv1.")
+    if isinstance(config, BiTConfig) and any(name.startswith(first) for name in tensors):
         return Reading(
             "timm", timm.IDENTITY, tensors, droppable=("head",), numerics=STANDARDIZED_NUMERICS
         )
     if type(config) is ResNetConfig and "layer1.0.conv1.weight" in tensors:
         return Reading("timm", timm.IDENTITY, tensors, droppable=("fc",), numerics=RESNET_NUMERICS)
     return None
+
+
+def as_torchvision(reading: Reading, source: str) -> Reading:
+    """A ResNet's reading as torchvision's, where the file is one that torchvision released.
+
+    Args:
+        reading: what `recognise` made of it.
+        source: the file's name, as in ``resnet50-0676ba61.pth``.
+    """
+    released = re.match(r"(resnet\d+-[0-9a-f]{8})\b", source)
+    counted = any(name.endswith(".num_batches_tracked") for name in reading.tensors)
+    if released is None and counted:
+        return reading
+    second = released is not None and released[1] in SECOND_WEIGHTS
+    reading.family = "torchvision"
+    reading.preprocessing = {
+        "mean": IMAGENET_MEAN,
+        "std": IMAGENET_STD,
+        "interpolation": "bilinear",
+        "fit": "crop",
+        "crop": 224 / 232 if second else 0.875,
+    }
+    return reading
 
 
 def resnet_architecture(config: ResNetConfig) -> Architecture:

@@ -18,6 +18,7 @@ from vitrail.weights.positions import with_class_row
 from vitrail.weights.rules import Reading, Rule, same
 
 MODEL_TYPES = ("vit", "deit", "vit_mae", "dinov2", "dinov2_with_registers")
+ONE_EPS = ("pvt", "pvt_v2")  # the norms of embeddings have it too
 PREFIXES = ("vit.", "deit.", "dinov2.", "dinov2_with_registers.", "")
 ACTIVATIONS = {
     "gelu": "gelu",
@@ -127,13 +128,21 @@ def read_config(config: Mapping[str, Any], processor: Mapping[str, Any]) -> dict
             said["numerics"]["activation"] = ACTIVATIONS[config["hidden_act"]]
         if isinstance(config.get("layer_norm_eps"), float):
             said["numerics"]["norm_eps"] = config["layer_norm_eps"]
-    size = config.get("image_size")
+    elif config.get("model_type") in ONE_EPS:
+        if config.get("hidden_act") in ACTIVATIONS:
+            said["numerics"]["activation"] = ACTIVATIONS[config["hidden_act"]]
+        if isinstance(config.get("layer_norm_eps"), float):
+            for name in ("norm_eps", "embed_norm_eps"):
+                said["numerics"][name] = config["layer_norm_eps"]
+    size = config.get("image_size") or _picture_size(processor)
     if isinstance(size, (int, list)):
         said["image_size"] = height_width(size if isinstance(size, int) else tuple(size))
     labels = config.get("id2label")
     if isinstance(labels, Mapping) and {str(i) for i in range(len(labels))} == {*map(str, labels)}:
         by_number = {int(number): str(label) for number, label in labels.items()}
-        said["labels"] = [by_number[i] for i in range(len(by_number))]
+        names = [by_number[i] for i in range(len(by_number))]
+        if names != [f"LABEL_{i}" for i in range(len(names))]:  # what stands where nobody said
+            said["labels"] = names
     return said
 
 
@@ -155,6 +164,14 @@ def _pictures(processor: Mapping[str, Any]) -> dict[str, Any]:
     elif size is not None:
         said |= {"fit": "squash", "crop": 1.0}
     return said
+
+
+def _picture_size(processor: Mapping[str, Any]) -> Any:
+    """The sides of what goes into the network, for a model whose config has none."""
+    size = processor.get("crop_size" if processor.get("do_center_crop") else "size")
+    if isinstance(size, Mapping):
+        size = [size.get("height"), size.get("width")]
+    return size if isinstance(size, int) or (size and all(size)) else None
 
 
 def _kind(tensors: Mapping[str, Tensor]) -> str:

@@ -1,0 +1,1 @@
+"""What other libraries have of the same, for the benchmarks beside this folder."""

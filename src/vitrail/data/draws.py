@@ -21,6 +21,7 @@ class Purpose(IntEnum):
     SAMPLE = 2
     MIX = 3
     DROP_PATH = 4
+    MASK = 5
 
 
 def _philox(seed: int, purpose: Purpose, epoch: int, index: int) -> np.random.Philox:
@@ -57,8 +58,24 @@ def drop_path_draws(
         epochs, indices: of the b samples; arrays and tensors will do.
         sites: how many places of the model may drop a sample.
     """
+    return _rows(seed, Purpose.DROP_PATH, epochs, indices, sites)
+
+
+def mask_draws(seed: int, epochs: Iterable[int], indices: Iterable[int], count: int) -> np.ndarray:
+    """What a masked objective draws for each sample, float32 [b count], 0..1.
+
+    Args:
+        seed, epochs, indices: as of `drop_path_draws`.
+        count: how many numbers a sample needs.
+    """
+    return _rows(seed, Purpose.MASK, epochs, indices, count)
+
+
+def _rows(
+    seed: int, purpose: Purpose, epochs: Iterable[int], indices: Iterable[int], count: int
+) -> np.ndarray:
     rows = [
-        np.random.Generator(_philox(seed, Purpose.DROP_PATH, int(epoch), int(i))).random(sites)
+        np.random.Generator(_philox(seed, purpose, int(epoch), int(i))).random(count)
         for epoch, i in zip(epochs, indices, strict=True)
     ]
-    return np.array(rows, np.float32).reshape(len(rows), sites)
+    return np.array(rows, np.float32).reshape(len(rows), count)

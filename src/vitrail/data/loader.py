@@ -78,6 +78,8 @@ def train_batches(
     stop_sample: int | None = None,
     workers: int = 0,
     max_pixels: int = MAX_PIXELS,
+    sampling: str = "uniform",
+    repeats: int = 1,
 ) -> Generator[Batch, None, None]:
     """The training stream, from any place on; what it costs to start does not depend on the place.
 

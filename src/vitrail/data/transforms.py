@@ -15,7 +15,7 @@ from PIL import Image
 from vitrail.kit.errors import Error
 from vitrail.kit.preprocess import INTERPOLATIONS, Preprocessing
 
-CROPS = ("none", "pad", "inception")
+CROPS = ("none", "pad", "inception", "inception_tf", "simple")
 ERASE_AREA, ERASE_ASPECT = (0.02, 1 / 3), (0.3, 1 / 0.3)  # random erasing, arXiv 1708.04896
 TRIES = 10  # at finding a box that lies inside the picture
 
@@ -46,6 +46,13 @@ class Augment:
     flip: float = 0.0
     jitter: float = 0.0
     erase: float = 0.0
+    erase_fill: str = "mean"
+    rand_augment: str = "none"
+    rand_layers: int = 2
+    rand_magnitude: float = 9.0
+    rand_magnitude_std: float = 0.0
+    three_augment: bool = False
+    mixup_prob: float = 1.0
 
     def __post_init__(self):
         for name in ("area", "aspect"):

@@ -9,7 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from torch import nn
 
 from vitrail.data.fingerprint import Fingerprint, fingerprint
 from vitrail.data.scan import readable, scan
@@ -18,9 +20,12 @@ from vitrail.data.statistics import pixel_statistics
 from vitrail.kit.errors import Error, did_you_mean
 from vitrail.models.base import ImageClassifier, Size, height_width
 from vitrail.models.cost import cost
-from vitrail.models.zoo import create_model, from_config, from_description, resolve
-from vitrail.recipes import RECIPES
+from vitrail.models.zoo import config_of, create_model, from_config, from_description, resolve
+from vitrail.recipes import DEFAULT_MODEL, DEFAULT_MODELS, NEEDS_WEIGHTS, RECIPES
+from vitrail.recipes.plan import recipe_lines
+from vitrail.recipes.several import over_rates, over_seeds
 from vitrail.recipes.situation import Situation
+from vitrail.recipes.tiny import tiny as shrunk
 from vitrail.training.checkpoint import Checkpoint, Checkpoints
 from vitrail.training.display import Display
 from vitrail.training.engine import Engine
@@ -28,15 +33,16 @@ from vitrail.training.finish import Run, finish, nothing_left
 from vitrail.training.ledger import Ledger
 from vitrail.training.loop import Data, Options, Session, lengths
 from vitrail.training.loop import run as run_loop
+from vitrail.training.objectives import Distillation, Objective, make_objective
 from vitrail.training.output import Output
 from vitrail.training.recipe import Duration, Model, Recipe, with_settings
 from vitrail.training.state import State
+from vitrail.training.tuning import apply_tuning
+from vitrail.weights.folder import load_model
 from vitrail.weights.load import load_weights
 from vitrail.weights.read import description_of, fingerprint_of, labels_of
 
 VAL_FRACTION = 0.1
-DEFAULT_MODEL = "vit_tiny_patch16_224"
-DEFAULT_MODELS = {"demo": "vit_nano_patch7_28"}
 
 
 def train(
@@ -63,7 +69,11 @@ def train(
     record_keys: bool = False,
     dry_run: bool = False,
     overwrite: bool = False,
+    seeds: int = 1,
+    teacher: str | Path | None = None,
+    tiny: bool = False,
     set: Mapping[str, Any] | None = None,
+    record: Mapping[str, Any] | None = None,
     quiet: bool = True,
     command: str = "",
 ) -> Run:
@@ -75,6 +85,7 @@ def train(
         model: a name of the zoo; None for the one that ``weights`` holds, else
             ``vit_tiny_patch16_224``.
         out: the folder for the model, the records and the report.
+        record: more facts for the ``vitrail`` section of the model folder's `config.json`.
         quiet: say nothing on stderr.
         command: what the report gives as the way to go on.
         The rest: as `vitrail train --help` says.
@@ -83,10 +94,17 @@ def train(
         Error: anything that the user can mend; nothing was changed.
         Interrupted: Ctrl-C, after saving (a KeyboardInterrupt).
     """
+    given = locals().copy()
     display, output = Display(quiet), Output(out)
+    if seeds < 1:
+        raise Error(f"seeds must be at least 1, not {seeds}")
+    if seeds > 1:
+        return over_seeds(train, given, display)
     words = _words(set or {}, seed=seed, precision=precision, batch_size=batch_size)
     _check_options(data, output.path, save_every, workers)
-    name = recipe or ("finetune" if weights else "scratch")
+    name, _, variant = (recipe or ("finetune" if weights else "scratch")).partition(":")
+    if name in NEEDS_WEIGHTS and weights is None:
+        raise Error(f"recipe {name} starts from a trained model: give one by --weights")
     start = _starting_model(
         words.get("model.name", model), weights, words.get("model.image_size", image_size), name
     )
@@ -99,6 +117,9 @@ def train(
         classes=len(opened.parts.train.classes),
         duration=words.get("duration") or _duration(epochs, steps),
         batch_size=words["batch_size"],
+        variant=words.get("variant", variant),
+        image_size=words.get("model.image_size", image_size),
+        pictures=opened.pictures,
     )
     changes = {
         "compile": compile,
@@ -109,8 +130,15 @@ def train(
         "seed": words["seed"],
         "precision": words["precision"],
         "weights": None if weights is None else str(weights),
+        "teacher": None if teacher is None else str(teacher),
     }
-    chosen = choose_recipe(name, situation, changes)
+    changes.pop("variant", None)
+    chosen = choose_recipe(name, situation, changes, tiny)
+    if chosen.target.loss == "softmax" and np.ndim(opened.parts.train.labels) == 2:
+        chosen = with_settings(chosen, {"target.loss": "sigmoid"})
+        opened.lines.append("loss:  a yes or no for each class, since images have several labels")
+    if chosen.rates and "optim.lr" not in changes and chosen.masked.kind == "none":
+        return over_rates(train, given, chosen, opened.own_val, display)
     if chosen.patience is not None and opened.parts.val is None:
         raise Error("patience needs a validation set, and there is none")
     engine = Engine(device, chosen.precision)
@@ -118,6 +146,7 @@ def train(
     settings = {
         "recipe": chosen.to_json(),
         "weights_sha256": None if weights is None else fingerprint_of(weights),
+        "teacher_sha256": None if teacher is None else fingerprint_of(teacher),
         "val_fraction": held_out,
     }
     resumed = output.continues(settings, opened.prints, overwrite)
@@ -129,8 +158,14 @@ def train(
     else:
         built = build(chosen, opened.parts.train)
     told = [*opened.lines, *_plan(chosen, built, opened, options, engine)]
+    if dry_run:
+        examples = len(opened.parts.train)
+        told += recipe_lines(chosen, examples, lengths(chosen, examples, options).total)
     if checkpoint is None and weights is not None:
         told += _load(built, str(weights))
+    macs = cost(built).macs
+    objective, more = _objective(chosen, built, opened.parts.train)
+    told += more
     told += [f"{note}; going back to the one before" for note in notes]
     if dry_run:
         display.say(*told)
@@ -140,7 +175,7 @@ def train(
         if not resumed:
             output.claim(settings, opened.prints)
         display.say(*told)  # only now: until here a mistake is one sentence and nothing else
-        state = State(chosen, built, engine)
+        state = State(chosen, built, engine, objective)
         session = _begin(Session(state, opened.parts, output, options, display), checkpoint)
         before = state.progress.step
         try:
@@ -149,12 +184,19 @@ def train(
             raise Error(f"out of memory on {engine.name}: try a smaller --batch-size") from None
         ledger = Ledger(
             device=engine.name,
-            macs_per_image=cost(built).macs,
+            macs_per_image=macs,
             images=state.progress.images,
             seconds=session.seconds(),
         )
         facts = {**opened.facts, "val_fraction": held_out, "split_seed": words["seed"]}
-        return finish(session, steps_before=before, ledger=ledger, data=facts, command=command)
+        return finish(
+            session,
+            steps_before=before,
+            ledger=ledger,
+            data=facts,
+            command=command,
+            record=record or {},
+        )
 
 
 @dataclass(frozen=True)
@@ -165,10 +207,14 @@ class _Opened:
     prints: Mapping[str, Fingerprint]
     facts: Mapping[str, Any]
     lines: list[str]
+    pictures: tuple[int, int] | None
+    own_val: bool
 
 
-def choose_recipe(name: str, situation: Situation, settings: Mapping[str, Any]) -> Recipe:
-    """A recipe by name for a situation, with single settings changed.
+def choose_recipe(
+    name: str, situation: Situation, settings: Mapping[str, Any], tiny: bool = False
+) -> Recipe:
+    """A recipe by name for a situation, shrunk if it shall be, with single settings changed.
 
     Raises:
         Error: an unknown recipe or setting (the nearest is named), or a bad value.
@@ -176,7 +222,10 @@ def choose_recipe(name: str, situation: Situation, settings: Mapping[str, Any]) 
     if name not in RECIPES:
         near = did_you_mean(name, RECIPES) or f"; there are {', '.join(RECIPES)}"
         raise Error(f"unknown recipe {name!r}{near}")
-    return with_settings(RECIPES[name](situation), settings)
+    recipe = RECIPES[name](situation)
+    if tiny:
+        recipe = shrunk(recipe.replace(weights=settings.get("weights")))
+    return with_settings(recipe, settings)
 
 
 def build(recipe: Recipe, data: Source) -> ImageClassifier:
@@ -189,12 +238,19 @@ def build(recipe: Recipe, data: Source) -> ImageClassifier:
     choice, classes = recipe.model, len(data.classes)
     if "num_classes" in choice.config:
         raise Error(f"num_classes follows from the data, which have {classes} classes")
+    if recipe.masked.kind != "none":
+        classes = 0  # no labels are learned, so there is no head
     if choice.family is not None:
         fields = {"num_classes": classes, "image_size": choice.image_size}
         model = from_config(choice.family, {**choice.config, **fields})
     else:
         model = create_model(choice.name, classes, choice.image_size, **dict(choice.config))
-    model.set_labels(data.classes)
+    if classes:
+        model.set_labels(data.classes)
+        for layer in (model.get_submodule(model.head_name), getattr(model, "head_dist", None)):
+            bias = layer.bias if isinstance(layer, nn.Linear | nn.Conv2d) else None
+            if recipe.target.head_bias and bias is not None:
+                nn.init.constant_(bias, recipe.target.head_bias)
     if recipe.normalize == "data" and recipe.weights is None:
         mean, std = pixel_statistics(data, model.preprocessing)
         model.preprocessing = model.preprocessing.replace(mean=mean, std=std)
@@ -202,13 +258,17 @@ def build(recipe: Recipe, data: Source) -> ImageClassifier:
 
 
 # What `--set` may say of things that decide the rest of the recipe, and so must be known before.
-EARLY = ("seed", "precision", "batch_size", "duration", "model.name", "model.image_size")
+EARLY = (
+    *("seed", "precision", "batch_size", "duration", "variant"),
+    *("model.name", "model.image_size"),
+)
 
 
 def _words(settings: Mapping[str, Any], **given: Any) -> dict[str, Any]:
     """The early decisions: those of ``--set`` where it has them, else the flags'."""
-    if "weights" in settings:
-        raise Error("weights are given by --weights, not by --set")
+    for name in ("weights", "teacher"):
+        if name in settings:
+            raise Error(f"{name} are given by --{name}, not by --set")
     early = {name: value for name, value in settings.items() if name in EARLY}
     read = with_settings(Recipe(), early)
     for name in early:
@@ -231,6 +291,7 @@ def _check_options(data: Spec, out: Path, save_every: int | None, workers: int) 
 def _open(data: Spec, val_fraction: float, seed: int) -> _Opened:
     """Open, look into and describe the data."""
     splits = open_splits(data, val_fraction=val_fraction, seed=seed)
+    own_val = "val" in splits and (not val_fraction or "val" in open_splits(data, seed=seed))
     if "train" not in splits:
         raise Error(f"{data}: there is no train split, only {' and '.join(splits)}")
     found = {name: scan(source) for name, source in splits.items()}
@@ -254,7 +315,8 @@ def _open(data: Spec, val_fraction: float, seed: int) -> _Opened:
             for key, reason in one.unreadable
         ],
     }
-    return _Opened(Data(good["train"], good.get("val"), good.get("test")), prints, facts, lines)
+    parts = Data(good["train"], good.get("val"), good.get("test"))
+    return _Opened(parts, prints, facts, lines, found["train"].median, own_val)
 
 
 def _starting_model(
@@ -277,8 +339,8 @@ def _starting_model(
             image_size=size if image_size is None else image_size,
             config=config,
         )
-    full, entry = resolve(name or DEFAULT_MODELS.get(recipe, DEFAULT_MODEL))
-    size = entry.config["image_size"] if image_size is None else image_size
+    full, _ = resolve(name or DEFAULT_MODELS.get(recipe, DEFAULT_MODEL))
+    size = config_of(full).image_size if image_size is None else image_size
     return Model(name=full, image_size=size)
 
 
@@ -286,6 +348,24 @@ def _duration(epochs: float | None, steps: int | None) -> Duration | None:
     if steps is not None:
         return Duration(steps, "steps")
     return None if epochs is None else Duration(epochs, "epochs")
+
+
+def _objective(recipe: Recipe, model: ImageClassifier, data: Source) -> tuple[Objective, list[str]]:
+    """What a recipe teaches a model that is ready to train, and what to say of it."""
+    told = [f"tuning: {line}"] if (line := apply_tuning(model, recipe.tuning, recipe.seed)) else []
+    teacher = None
+    if recipe.teacher is not None:
+        if recipe.distill.kind == "none":
+            raise Error(f"recipe {recipe.name} learns from no teacher: leave --teacher out")
+        teacher = load_model(recipe.teacher)
+    labels = np.asarray(data.labels)
+    counts = labels.sum(0) if labels.ndim == 2 else np.bincount(labels, minlength=len(data.classes))
+    objective = make_objective(recipe, model, teacher, counts.tolist())
+    if isinstance(objective, Distillation):
+        told.append(f"teacher: {recipe.teacher}; {objective.describe()}")
+    if not objective.labelled:
+        told.append("labels: not looked at; the folder will hold an encoder without a head")
+    return objective, told
 
 
 def _plan(

@@ -111,7 +111,7 @@ def write_report(
     data = dict(data or {})
     page = Page(
         _title(model, result, split),
-        lead=_lead(result, split, weights),
+        lead=_lead(result, split, weights, records),
         headline=_headline(result, parameters, ledger),
         footer=footer,
     )
@@ -134,7 +134,11 @@ def _title(model: str, result: Accuracy | None, split: str) -> str:
     return model if result is None else f"{model}: {_percent(result.top1)} on {split} images"
 
 
-def _lead(result: Accuracy | None, split: str, weights: str) -> str:
+def _lead(
+    result: Accuracy | None, split: str, weights: str, records: Sequence[Mapping[str, Any]]
+) -> str:
+    if result is None and any(r.get("kind") == "eval" and "top1" not in r for r in records):
+        return "Learned without labels: the folder holds an encoder to fine-tune from."
     if result is None:
         return "No accuracy was measured: the data had no split for it."
     low, high = interval(result.top1, result.n)
@@ -215,6 +219,11 @@ def _only_validation(records: Sequence[Mapping[str, Any]]) -> str:
     if not known:
         return "Nothing was measured: the run had neither test nor validation images."
     last = known[-1]
+    if "top1" not in last:
+        return (
+            "The run learned without labels, so there is no accuracy. Its own loss on the "
+            f"validation images was {last['loss']:.4f} at step {last['step']:,}."
+        )
     return (
         "No accuracy of the final weights was measured. The last one on the validation images "
         f"is {_percent(last['top1'])} at step {last['step']:,}."

@@ -36,7 +36,13 @@ from vitrail.training.objectives import mean_color_classes
 ROOT = Path(__file__).resolve().parents[1]
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 MODEL = "vit_nano_patch4_32"
-SHAPE = {"model.pool": "mean", "model.class_token": True}
+SHAPE = {
+    "model.width": 64,
+    "model.heads": 2,
+    "model.mlp_width": 128,
+    "model.pool": "mean",
+    "model.class_token": True,
+}
 BATCH = 128
 T95 = (12.71, 4.30, 3.18, 2.78, 2.57, 2.45, 2.36, 2.31, 2.26)  # Student's t, by degrees of freedom
 
@@ -110,7 +116,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--data", type=Path, default=ROOT.parent / "shared" / "data" / "cifar10")
     parser.add_argument("--out", type=Path, default=ROOT / "runs" / "masked")
-    parser.add_argument("--pretrain-epochs", type=float, default=4)
+    parser.add_argument("--pretrain-epochs", type=float, default=3)
     parser.add_argument("--finetune-epochs", type=float, default=1)
     options = parser.parse_args()
     seeds = min(options.seeds, 2) if options.quick else options.seeds

@@ -189,8 +189,10 @@ def _plain(value: Any) -> Any:
 
 
 def _convert(name: str, kind: Any, value: Any) -> Any:
-    value = _plain(value)
     kinds = typing.get_args(kind) if isinstance(kind, types.UnionType) else (kind,)
+    if kinds == (str,) and isinstance(value, str):
+        return value  # also where the word is none
+    value = _plain(value)
     for one in kinds:
         origin = typing.get_origin(one) or one
         if one is Duration:

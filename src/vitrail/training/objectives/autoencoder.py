@@ -79,14 +79,28 @@ class MaskedAutoencoder(Objective):
         """The mean squared error over the pixels of the patches that were taken away."""
         vit = cast(VisionTransformer, model)
         picture = vit.project(batch.images)
-        grid = (picture.shape[-2], picture.shape[-1])
-        noise = draws_of(batch, self.seed, grid[0] * grid[1], picture.device)
-        seen, removed, restore = self.encode(vit, picture, noise)
-        drawn = self.decode(seen, restore, grid)
-        wanted = self.targets(batch.images)
+        patches = picture.shape[-2] * picture.shape[-1]
+        noise = draws_of(batch, self.seed, patches, picture.device)
+        drawn, removed = self.draw(vit, picture, noise)
+        return Loss(self.compare(drawn, removed, batch.images))
+
+    def draw(
+        self, model: VisionTransformer, picture: Tensor, noise: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Encode what has the least noise, and draw everything: arguments as of `encode`.
+
+        Returns:
+            All patches, [b n p*p*c], and which were removed, float [b n].
+        """
+        seen, removed, restore = self.encode(model, picture, noise)
+        return self.decode(seen, restore, (picture.shape[-2], picture.shape[-1])), removed
+
+    def compare(self, drawn: Tensor, removed: Tensor, images: Tensor) -> Tensor:
+        """The loss of what `draw` gave for normalised images [b c h w]."""
         drawn = full_precision(drawn)
-        each = (drawn - wanted.to(drawn.dtype)).square().mean(dim=-1)
-        return Loss((each * removed).sum() / removed.sum())
+        wanted = self.targets(images).to(drawn.dtype)
+        each = (drawn - wanted).square().mean(dim=-1)
+        return (each * removed).sum() / removed.sum()
 
     def encode(
         self, model: VisionTransformer, picture: Tensor, noise: Tensor

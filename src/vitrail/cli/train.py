@@ -44,15 +44,17 @@ def train(
 
     Example: vitrail train photos/ --model vit_tiny_patch16_224 --out runs/photos
 
+    Recipes for one's own images: scratch (the default), finetune (with --weights the default),
+    lora, head_only, head_then_all. The papers': vit_pretrain, vit_finetune, augreg,
+    better_plain, deit, deit_distill, deit3, cvt, bit, t2t, pvt. Without labels: masked_patch,
+    mae. --dry-run prints the whole plan of one; docs/recipes.md tells them apart.
+
     Args:
         data: A class folder (or train/, val/, test/ of such), CSV or JSONL, or demo:fashion.
         out: Where the model, the records and the report go. A folder of its own.
         model: From `vitrail models`; by default that of --weights, or vit_tiny_patch16_224.
         weights: A model folder or a checkpoint file to start from.
-        recipe: A recipe, or RECIPE:VARIANT (augreg:medium1). For one's own images: scratch (the
-            default), finetune (the default with --weights), lora, head_only, head_then_all.
-            Papers': vit_pretrain, vit_finetune, augreg, better_plain, deit, deit_distill, deit3,
-            cvt, bit, t2t, pvt. Without labels: masked_patch, mae. docs/recipes.md tells them apart.
+        recipe: One of those above; some have variants, as augreg:medium1.
         epochs: Length in passes over the training images; fitted to the data by default.
         steps: Length in steps; beats --epochs.
         batch_size: Images a step; the recipe's by default (64 for one's own images).

@@ -123,17 +123,15 @@ def over_rates(
     share = given["val_fraction"]
     if share is None and not own_val:
         share = recipe.held_out
+    if given["dry_run"]:
+        rates = ", ".join(f"{rate:g}" for rate in recipe.rates)
+        display.say(f"rates: {rates}, each as below; then the best of them on all of train")
+        return train(**{**given, "lr": recipe.rates[0], "val_fraction": share})
     tried: dict[float, float] = {}
-    run: Run | None = None
     for number, rate in enumerate(recipe.rates, 1):
         display.say(f"rate {rate:g} ({number} of {len(recipe.rates)})")
         trial = {"lr": rate, "val_fraction": share, "out": out / "rates" / f"{rate:g}"}
-        run = train(**{**given, **trial})
-        if not given["dry_run"]:
-            tried[rate] = run.metrics["val"]["top1"]
-    if given["dry_run"] and run is not None:
-        display.say("then the best of them, on all of train")
-        return run
+        tried[rate] = train(**{**given, **trial}).metrics["val"]["top1"]
     best = max(tried, key=lambda rate: (tried[rate], -rate))
     display.say(f"the best rate is {best:g}: validation top-1 {100 * tried[best]:.2f} %")
     chosen = {

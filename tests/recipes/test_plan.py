@@ -1,5 +1,7 @@
 """What the command line says of recipes: the plan, the help, and models without a head."""
 
+from PIL import Image
+
 from tests.commands import call
 from vitrail.recipes import RECIPES
 
@@ -39,6 +41,8 @@ def test_an_encoder_without_a_head_says_so(tmp_path):
     assert "labels: not looked at" in told
     assert "top-1" not in printed
     assert "Learned without labels" in (folder / "report.html").read_text()
-    for words in (("evaluate", folder, "demo:fashion"), ("predict", folder, "x.png")):
+    picture = tmp_path / "x.png"
+    Image.new("RGB", (30, 30)).save(picture)
+    for words in (("evaluate", folder, "demo:fashion"), ("predict", folder, picture)):
         _, told = call(*words, status=2)
         assert "without a head: fine-tune from it first" in told

@@ -49,10 +49,11 @@ class Augment:
     erase_fill: str = "mean"
     rand_augment: str = "none"
     rand_layers: int = 2
-    rand_magnitude: float = 9.0
-    rand_magnitude_std: float = 0.0
+    rand_magnitude: float = 10
+    rand_magnitude_std: float = 0
     three_augment: bool = False
-    mixup_prob: float = 1.0
+    antialias: bool = True
+    interpolation: str | None = None
 
     def __post_init__(self):
         for name in ("area", "aspect"):

@@ -61,7 +61,7 @@ def deit_distill(situation: Situation) -> Recipe:
     Expected: ImageNet top-1 Ti 74.5, S 81.2, B 83.4 (paper, Table 7). Ours not measured.
     """
     kind = situation.choose("deit_distill", {"hard": "hard", "soft": "soft"}, "hard")
-    return deit(_plain(situation)).replace(
+    return deit(situation.plain()).replace(
         name="deit_distill", variant=kind, distill=Distill(kind=kind, share=0.5, temperature=3.0)
     )
 
@@ -91,7 +91,7 @@ def deit3(situation: Situation) -> Recipe:
     drop = drops.get(situation.size_word, 0.1)
     three = Augment(crop="inception", area=(0.08, 1.0), flip=0.5, three_augment=True, jitter=0.3)
     batch_size = situation.batch(2048)
-    recipe = deit(_plain(situation)).replace(
+    recipe = deit(situation.plain()).replace(
         name="deit3",
         variant=stage,
         batch_size=batch_size,
@@ -131,9 +131,3 @@ def deit3(situation: Situation) -> Recipe:
         repeats=1 if wide else 3,
         ema=None,
     )
-
-
-def _plain(situation: Situation) -> Situation:
-    from dataclasses import replace
-
-    return replace(situation, variant="")

@@ -1,8 +1,9 @@
 """Recipes of ViT's relatives: CvT, T2T-ViT, PVT (each close to DeiT's), and BiT with its rule."""
 
 from vitrail.data.transforms import Augment
-from vitrail.recipes.deit import AUGMENT, deit
+from vitrail.recipes.deit import deit
 from vitrail.recipes.situation import Situation, no_variants
+from vitrail.recipes.vit import GOOGLE
 from vitrail.training.recipe import Duration, Optim, Recipe, Schedule, Target
 
 
@@ -157,11 +158,8 @@ def _bit_pretrain(situation: Situation) -> Recipe:
             warmup=situation.warmup(5_000, duration, batch_size),
             stairs=(100 / 3, 200 / 3, 800 / 9),  # epochs 30, 60 and 80 of 90
         ),
-        augment=Augment(crop="inception_tf", area=(0.05, 1.0), flip=0.5),
+        augment=GOOGLE,
         duration=duration,
         batch_size=batch_size,
         ema=None,
     )
-
-
-__all__ = ["AUGMENT", "bit", "cvt", "hyperrule", "pvt", "resolution", "t2t"]

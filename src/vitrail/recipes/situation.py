@@ -102,6 +102,10 @@ class Situation:
             raise Error(f"recipe {recipe} has no variant {name!r}{near}")
         return variants[name]
 
+    def plain(self) -> "Situation":
+        """The same without a variant, for the parent of a recipe that has some."""
+        return dataclasses.replace(self, variant="")
+
     def with_model(self, **config: Any) -> Model:
         """The model with these fields of its config changed, as far as its family has them."""
         fields = {name: value for name, value in config.items() if name in self.fields}

@@ -11,6 +11,17 @@ from vitrail.kit.errors import Error
 from vitrail.recipes.situation import Situation, no_variants, root
 from vitrail.training.recipe import Duration, Optim, Recipe, Schedule, Target
 
+# TensorFlow's crop, scaled bilinearly and without averaging (vit_jax/input_pipeline.py; big_vision
+# pp/ops_image.py).
+GOOGLE = Augment(
+    crop="inception_tf",
+    area=(0.05, 1.0),
+    aspect=(0.75, 1.33),
+    antialias=False,
+    interpolation="bilinear",
+    flip=0.5,
+)
+
 
 def scratch(situation: Situation) -> Recipe:
     """AdamW, warm-up and cosine; length and augmentation fitted to the data and the image size.
@@ -87,7 +98,7 @@ def vit_pretrain(situation: Situation) -> Recipe:
         model=situation.at(224, situation.with_model(dropout=dropout, pre_logits=True)),
         optim=Optim(lr=lr * root(batch_size, 4096), weight_decay=decay),
         schedule=Schedule(kind=curve, warmup=situation.warmup(10_000, duration, batch_size)),
-        augment=Augment(crop="inception_tf", area=(0.05, 1.0), flip=0.5),
+        augment=GOOGLE,
         duration=duration,
         batch_size=batch_size,
         ema=None,
@@ -141,7 +152,7 @@ def vit_finetune(situation: Situation) -> Recipe:
             kind="cosine",
             warmup=situation.warmup(500 if steps > 500 else 100, duration, batch_size),
         ),
-        augment=Augment(crop="inception_tf", area=(0.05, 1.0), flip=0.5),
+        augment=GOOGLE,
         duration=duration,
         batch_size=batch_size,
         ema=None,
@@ -184,12 +195,12 @@ def augreg(situation: Situation) -> Recipe:
     layers, magnitude, mixup = situation.choose("augreg", LEVELS, default)
     batch_size = situation.batch(4096)
     duration = situation.length(300)
-    augment = Augment(crop="inception_tf", area=(0.05, 1.0), flip=0.5)
+    augment = GOOGLE
     if layers:
         augment = augment.replace(
             rand_augment="big_vision", rand_layers=layers, rand_magnitude=magnitude
         )
-    return vit_pretrain(_without_variant(situation)).replace(
+    return vit_pretrain(situation.plain()).replace(
         name="augreg",
         variant=situation.variant or default,
         model=situation.at(224, situation.with_model(pre_logits=True)),
@@ -224,20 +235,7 @@ def better_plain(situation: Situation) -> Recipe:
         optim=Optim(lr=1e-3 * root(batch_size, 1024), weight_decay=1e-4, decay="independent"),
         schedule=Schedule(kind="cosine", warmup=situation.warmup(10_000, duration, batch_size)),
         target=Target(mixup=0.2),
-        augment=Augment(
-            crop="inception_tf",
-            area=(0.05, 1.0),
-            flip=0.5,
-            rand_augment="big_vision",
-            rand_layers=2,
-            rand_magnitude=10,
-        ),
+        augment=GOOGLE.replace(rand_augment="big_vision", rand_layers=2, rand_magnitude=10),
         duration=duration,
         batch_size=batch_size,
     )
-
-
-def _without_variant(situation: Situation) -> Situation:
-    from dataclasses import replace
-
-    return replace(situation, variant="")

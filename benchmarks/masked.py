@@ -6,7 +6,8 @@ For each seed: a small ViT learns to find the mean colours of corrupted patches 
 `masked_patch`, the labels of no image looked at), then two runs of one recipe, one budget and one
 seed learn the classes, one from those weights and one from fresh ones. What is reported is the
 difference of their test accuracies, paired by seed, with its 95 % t interval.
-Every run can be interrupted: the same command goes on. A record a run stands in DIR/records.jsonl.
+Every run can be interrupted: the same command goes on. A seed's record stands in DIR/records.jsonl
+as soon as it is done; seeds may run side by side (--first-seed), and the last to end reports all.
 The last line of stdout is one JSON object; its ratio is accuracy over accuracy, above 1 where the
 pre-trained one is better.
 """
@@ -114,6 +115,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="under two minutes; proves nothing")
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--first-seed", type=int, default=0)
     parser.add_argument("--data", type=Path, default=ROOT.parent / "shared" / "data" / "cifar10")
     parser.add_argument("--out", type=Path, default=ROOT / "runs" / "masked")
     parser.add_argument("--pretrain-epochs", type=float, default=3)
@@ -129,8 +131,7 @@ def main() -> None:
     print(f"entropy of the colour classes {entropy:.3f} nats", flush=True)
     shared = {"set": {**SHAPE, "optim.lr": 1e-3, "normalize": "model"}}
     out.mkdir(parents=True, exist_ok=True)
-    records = []
-    for seed in range(seeds):
+    for seed in range(options.first_seed, options.first_seed + seeds):
         started = time.time()
         pre = one(
             "pretrain",
@@ -160,10 +161,11 @@ def main() -> None:
                 "seconds": time.time() - started,
             },
         }
-        records.append(record)
-        (out / "records.jsonl").write_text("".join(json.dumps(r) + "\n" for r in records))
+        (out / f"seed-{seed}.json").write_text(json.dumps(record) + "\n")
         print(json.dumps(record), flush=True)
-    report(records)
+        done = [json.loads(path.read_text()) for path in sorted(out.glob("seed-*.json"))]
+        (out / "records.jsonl").write_text("".join(json.dumps(r) + "\n" for r in done))
+    report(done)
 
 
 def report(records: list[dict]) -> None:

@@ -14,6 +14,7 @@ from vitrail.recipes import DEFAULT_MODELS, NEEDS_WEIGHTS, RECIPES
 from vitrail.recipes.run import train
 from vitrail.recipes.situation import Situation
 from vitrail.recipes.tiny import tiny
+from vitrail.training.optim import Rates
 from vitrail.training.recipe import Duration, Model
 
 CONTRACT = (
@@ -41,7 +42,9 @@ def trained(tmp_path_factory) -> Path:
     return train((IMAGES, LABELS), model="vit_tiny_patch16_224", out=out, tiny=True).folder
 
 
-@pytest.mark.parametrize("name", [*RECIPES, *VARIANTS])
+@pytest.mark.parametrize(
+    "name", [*RECIPES, *(pytest.param(name, marks=pytest.mark.slow) for name in VARIANTS)]
+)
 def test_every_recipe_runs_at_a_laptops_size(name, tmp_path, trained):
     base = name.partition(":")[0]
     words = {}
@@ -63,6 +66,11 @@ def test_every_recipe_runs_at_a_laptops_size(name, tmp_path, trained):
         assert (opened.num_classes, opened.labels) == (0, None)
         again = train((IMAGES, LABELS), weights=run.folder, out=tmp_path / "tuned", tiny=True)
         assert again.top1 is not None
+
+
+def test_an_encoder_goes_on_from_weights_that_have_a_head(tmp_path, trained):
+    run = train((IMAGES, LABELS), recipe="mae", weights=trained, out=tmp_path / "run", tiny=True)
+    assert vitrail.load_model(run.folder).num_classes == 0
 
 
 def test_the_contracts_recipes_are_there_and_say_what_they_are():
@@ -192,3 +200,12 @@ def test_mistakes_are_answered_with_the_nearest_word(tmp_path):
     assert "name one by --teacher" in told(recipe="deit_distill", tiny=True)
     assert "leave --teacher out" in told(recipe="deit", teacher=tmp_path, tiny=True)
     assert "seeds must be at least 1" in told(seeds=0)
+
+
+@pytest.mark.parametrize("name", ["vit_pretrain", "deit", "t2t", "mae", "masked_patch"])
+def test_a_short_run_reaches_its_peak(name):
+    recipe = RECIPES[name](situation(DEFAULT_MODELS[name], examples=1_000, duration=Duration(40)))
+    rates = Rates(recipe, 1_000, 40)
+    found = [rates(step) for step in range(40)]
+    assert max(found) > 0.85 * recipe.optim.lr
+    assert found[-1] < 0.1 * recipe.optim.lr

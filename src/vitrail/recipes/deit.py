@@ -34,16 +34,21 @@ def deit(situation: Situation) -> Recipe:
     """
     no_variants(situation, "deit")
     batch_size = situation.batch(1024)
+    duration = situation.length(300)
     return Recipe(
         name="deit",
         model=situation.with_model(drop_path=0.1),
         optim=Optim(lr=5e-4 * batch_size / 512, weight_decay=0.05, clip_norm=None),
         schedule=Schedule(
-            kind="cosine", over="whole", warmup=Duration(5, "epochs"), start=1e-6, floor=1e-5
+            kind="cosine",
+            over="whole",
+            warmup=situation.warmup(Duration(5, "epochs"), duration, batch_size),
+            start=1e-6,
+            floor=1e-5,
         ),
         target=Target(label_smoothing=0.1, mixup=0.8, cutmix=1.0),
         augment=AUGMENT,
-        duration=situation.length(300),
+        duration=duration,
         batch_size=batch_size,
         repeats=3,
         ema=0.99996,

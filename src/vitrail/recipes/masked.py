@@ -31,7 +31,9 @@ def masked_patch(situation: Situation) -> Recipe:
         model=situation.model,
         masked=Masked(kind="patch", share=0.5, predict=predict),
         optim=Optim(lr=2e-4 * root(batch_size, 4096), weight_decay=0.0),
-        schedule=Schedule(kind="cosine", warmup=situation.warmup(10_000, duration, batch_size)),
+        schedule=Schedule(
+            kind="cosine", warmup=situation.warmup(Duration(10_000), duration, batch_size)
+        ),
         augment=_views(situation),
         duration=duration,
         batch_size=batch_size,
@@ -61,7 +63,9 @@ def mae(situation: Situation) -> Recipe:
         optim=Optim(
             lr=1.5e-4 * batch_size / 256, betas=(0.9, 0.95), weight_decay=0.05, clip_norm=None
         ),
-        schedule=Schedule(kind="cosine", warmup=_at_most_a_fifth(situation, duration, 40)),
+        schedule=Schedule(
+            kind="cosine", warmup=situation.warmup(Duration(40, "epochs"), duration, batch_size)
+        ),
         augment=_views(situation),
         duration=duration,
         batch_size=batch_size,
@@ -73,8 +77,3 @@ def _views(situation: Situation) -> Augment:
     if situation.image_side < 96:  # a crop of a small picture has too few pixels left
         return Augment(crop="pad", pad=max(1, situation.image_side // 8), flip=0.5)
     return Augment(crop="inception", area=(0.2, 1.0), flip=0.5)
-
-
-def _at_most_a_fifth(situation: Situation, duration: Duration, epochs: int) -> Duration:
-    whole = situation.epochs(duration, situation.batch(4096))
-    return Duration(epochs, "epochs") if 5 * epochs <= whole else Duration(20, "percent")

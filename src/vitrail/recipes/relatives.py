@@ -41,6 +41,7 @@ def t2t(situation: Situation) -> Recipe:
     batch_size = situation.batch(512)
     depth = situation.fields.get("depth", 14)
     small = depth <= 12
+    duration = situation.length(310)
     parent = deit(situation)
     return parent.replace(
         name="t2t",
@@ -52,12 +53,12 @@ def t2t(situation: Situation) -> Recipe:
         schedule=Schedule(
             kind="cosine",
             over="whole",
-            warmup=Duration(10, "epochs"),
+            warmup=situation.warmup(Duration(10, "epochs"), duration, batch_size),
             start=1e-6,
             floor=1e-5,
-            cooldown=Duration(10, "epochs"),
+            cooldown=Duration(100 * 10 / 310, "percent"),
         ),
-        duration=situation.length(310),
+        duration=duration,
         batch_size=batch_size,
         repeats=1,
     )
@@ -122,6 +123,7 @@ def bit(situation: Situation) -> Recipe:
         duration=situation.length(steps, "steps"),
         batch_size=batch_size,
         ema=None,
+        fit="squash",
     )
 
 
@@ -155,7 +157,7 @@ def _bit_pretrain(situation: Situation) -> Recipe:
         optim=Optim(name="sgd", lr=0.03 * batch_size / 256, weight_decay=1e-4, clip_norm=None),
         schedule=Schedule(
             kind="staircase",
-            warmup=situation.warmup(5_000, duration, batch_size),
+            warmup=situation.warmup(Duration(5_000), duration, batch_size),
             stairs=(100 / 3, 200 / 3, 800 / 9),  # epochs 30, 60 and 80 of 90
         ),
         augment=GOOGLE,

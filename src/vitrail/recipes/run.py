@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 
@@ -25,6 +24,7 @@ from vitrail.recipes import DEFAULT_MODEL, DEFAULT_MODELS, NEEDS_WEIGHTS, RECIPE
 from vitrail.recipes.plan import recipe_lines
 from vitrail.recipes.several import over_rates, over_seeds
 from vitrail.recipes.situation import Situation
+from vitrail.recipes.teaching import has_several_labels, objective_for
 from vitrail.recipes.tiny import tiny as shrunk
 from vitrail.training.checkpoint import Checkpoint, Checkpoints
 from vitrail.training.display import Display
@@ -33,12 +33,9 @@ from vitrail.training.finish import Run, finish, nothing_left
 from vitrail.training.ledger import Ledger
 from vitrail.training.loop import Data, Options, Session, lengths
 from vitrail.training.loop import run as run_loop
-from vitrail.training.objectives import Distillation, Objective, make_objective
 from vitrail.training.output import Output
 from vitrail.training.recipe import Duration, Model, Recipe, with_settings
 from vitrail.training.state import State
-from vitrail.training.tuning import apply_tuning
-from vitrail.weights.folder import load_model
 from vitrail.weights.load import load_weights
 from vitrail.weights.read import description_of, fingerprint_of, labels_of
 
@@ -134,7 +131,7 @@ def train(
     }
     changes.pop("variant", None)
     chosen = choose_recipe(name, situation, changes, tiny)
-    if chosen.target.loss == "softmax" and np.ndim(opened.parts.train.labels) == 2:
+    if chosen.target.loss == "softmax" and has_several_labels(opened.parts.train):
         chosen = with_settings(chosen, {"target.loss": "sigmoid"})
         opened.lines.append("loss:  a yes or no for each class, since images have several labels")
     if chosen.rates and "optim.lr" not in changes and chosen.masked.kind == "none":
@@ -164,7 +161,7 @@ def train(
     if checkpoint is None and weights is not None:
         told += _load(built, str(weights))
     macs = cost(built).macs
-    objective, more = _objective(chosen, built, opened.parts.train)
+    objective, more = objective_for(chosen, built, opened.parts.train)
     told += more
     told += [f"{note}; going back to the one before" for note in notes]
     if dry_run:
@@ -350,24 +347,6 @@ def _duration(epochs: float | None, steps: int | None) -> Duration | None:
     return None if epochs is None else Duration(epochs, "epochs")
 
 
-def _objective(recipe: Recipe, model: ImageClassifier, data: Source) -> tuple[Objective, list[str]]:
-    """What a recipe teaches a model that is ready to train, and what to say of it."""
-    told = [f"tuning: {line}"] if (line := apply_tuning(model, recipe.tuning, recipe.seed)) else []
-    teacher = None
-    if recipe.teacher is not None:
-        if recipe.distill.kind == "none":
-            raise Error(f"recipe {recipe.name} learns from no teacher: leave --teacher out")
-        teacher = load_model(recipe.teacher)
-    labels = np.asarray(data.labels)
-    counts = labels.sum(0) if labels.ndim == 2 else np.bincount(labels, minlength=len(data.classes))
-    objective = make_objective(recipe, model, teacher, counts.tolist())
-    if isinstance(objective, Distillation):
-        told.append(f"teacher: {recipe.teacher}; {objective.describe()}")
-    if not objective.labelled:
-        told.append("labels: not looked at; the folder will hold an encoder without a head")
-    return objective, told
-
-
 def _plan(
     recipe: Recipe, model: ImageClassifier, opened: _Opened, options: Options, engine: Engine
 ) -> list[str]:
@@ -412,6 +391,8 @@ def _load(model: ImageClassifier, weights: str) -> list[str]:
     Raises:
         Error: the weights do not fit.
     """
+    if not model.num_classes:
+        return str(load_weights(model, weights)).splitlines()
     known = labels_of(weights)
     if known is not None and known == model.labels:
         return str(load_weights(model, weights)).splitlines()

@@ -85,10 +85,10 @@ class Situation:
         """The user's duration, else the paper's."""
         return self.duration or Duration(value, unit)
 
-    def warmup(self, steps: int, duration: Duration, batch_size: int) -> Duration:
-        """A paper's warm-up in steps, cut to a fifth of a run that is too short for it."""
-        total = duration.steps(self.examples, batch_size)
-        return Duration(steps) if 5 * steps <= total else Duration(20, "percent")
+    def warmup(self, papers: Duration, duration: Duration, batch_size: int) -> Duration:
+        """A paper's warm-up, cut to a fifth of a run that is too short for it."""
+        steps, total = (length.steps(self.examples, batch_size) for length in (papers, duration))
+        return papers if 5 * steps <= total else Duration(20, "percent")
 
     def choose(self, recipe: str, variants: Mapping[str, Choice], default: str) -> Choice:
         """The value of the variant that the user asked for, or of the default one.

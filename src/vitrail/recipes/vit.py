@@ -97,7 +97,9 @@ def vit_pretrain(situation: Situation) -> Recipe:
         variant=situation.variant or "imagenet",
         model=situation.at(224, situation.with_model(dropout=dropout, pre_logits=True)),
         optim=Optim(lr=lr * root(batch_size, 4096), weight_decay=decay),
-        schedule=Schedule(kind=curve, warmup=situation.warmup(10_000, duration, batch_size)),
+        schedule=Schedule(
+            kind=curve, warmup=situation.warmup(Duration(10_000), duration, batch_size)
+        ),
         augment=GOOGLE,
         duration=duration,
         batch_size=batch_size,
@@ -150,13 +152,14 @@ def vit_finetune(situation: Situation) -> Recipe:
         optim=Optim(name="sgd", lr=rates[len(rates) // 2], momentum=0.9, weight_decay=0.0),
         schedule=Schedule(
             kind="cosine",
-            warmup=situation.warmup(500 if steps > 500 else 100, duration, batch_size),
+            warmup=situation.warmup(Duration(500 if steps > 500 else 100), duration, batch_size),
         ),
         augment=GOOGLE,
         duration=duration,
         batch_size=batch_size,
         ema=None,
         ema_warmup=False,
+        fit="squash",  # vit_jax judges by whole pictures, squeezed to the size
         rates=rates if len(rates) > 1 else (),
         held_out=share,
     )
@@ -205,7 +208,9 @@ def augreg(situation: Situation) -> Recipe:
         variant=situation.variant or default,
         model=situation.at(224, situation.with_model(pre_logits=True)),
         optim=Optim(lr=1e-3 * root(batch_size, 4096), weight_decay=0.1),
-        schedule=Schedule(kind="cosine", warmup=situation.warmup(10_000, duration, batch_size)),
+        schedule=Schedule(
+            kind="cosine", warmup=situation.warmup(Duration(10_000), duration, batch_size)
+        ),
         target=Target(loss="sigmoid", mixup=mixup, head_bias=-math.log(situation.classes)),
         augment=augment,
         duration=duration,
@@ -233,7 +238,9 @@ def better_plain(situation: Situation) -> Recipe:
         variant="",
         model=situation.at(224, situation.with_model(**plain)),
         optim=Optim(lr=1e-3 * root(batch_size, 1024), weight_decay=1e-4, decay="independent"),
-        schedule=Schedule(kind="cosine", warmup=situation.warmup(10_000, duration, batch_size)),
+        schedule=Schedule(
+            kind="cosine", warmup=situation.warmup(Duration(10_000), duration, batch_size)
+        ),
         target=Target(mixup=0.2),
         augment=GOOGLE.replace(rand_augment="big_vision", rand_layers=2, rand_magnitude=10),
         duration=duration,

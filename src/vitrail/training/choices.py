@@ -171,7 +171,9 @@ class Target:
             1 for every class that is in the picture at all, however little (DeiT-III).
         label_smoothing: the share of probability spread evenly over all classes.
         mixup, cutmix: the parameter of the Beta distribution; 0 for none. Where both are given
-            each batch gets one of the two, by the toss of a fair coin.
+            each batch gets one of the two.
+        mixup_prob: the probability that a batch is mixed at all, by either.
+        cutmix_share: the probability of CutMix, where both are given (timm's ``switch_prob``).
         class_weights: ``none``, or ``balanced``: each class weighs by the reciprocal of its number
             of training images.
         head_bias: what the bias of a fresh head begins at, in every class; a sigmoid loss wants
@@ -182,12 +184,15 @@ class Target:
     label_smoothing: float = 0.0
     mixup: float = 0.0
     cutmix: float = 0.0
+    mixup_prob: float = 1.0
+    cutmix_share: float = 0.5
     class_weights: str = "none"
     head_bias: float = 0.0
 
     def __post_init__(self):
         check_one_of("target.loss", self.loss, ("softmax", "sigmoid", "bce"))
-        check_range("target.label_smoothing", self.label_smoothing, 0, 1)
+        for name in ("label_smoothing", "mixup_prob", "cutmix_share"):
+            check_range(f"target.{name}", getattr(self, name), 0, 1)
         if self.loss == "bce" and self.label_smoothing:
             raise Error(
                 "target.loss bce takes every class with any probability for present, and label "

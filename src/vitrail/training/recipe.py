@@ -70,6 +70,9 @@ class Recipe:
         precision: ``fp32``, ``bf16``, ``fp16`` or ``fp64``.
         normalize: where the mean and deviation of pixels come from: ``model`` keeps those that the
             model (or its weights) came with, ``data`` measures them on the training images.
+        fit: how a picture of another shape goes in, in training without an inception crop and ever
+            after: ``crop``, ``squash`` or ``letterbox``, the whole picture in the last two (see
+            `Preprocessing`); None keeps the model's way.
         compile: whether the model runs through `torch.compile`.
         weights: where the weights came from, for the record; None for random ones.
         teacher: where the teacher came from, for the record.
@@ -98,6 +101,7 @@ class Recipe:
     patience: int | None = None
     precision: str = "fp32"
     normalize: str = "model"
+    fit: str | None = None
     compile: bool = False
     weights: str | None = None
     teacher: str | None = None

@@ -6,7 +6,7 @@ One file each: `supervised` (labels), `distillation` (labels and a teacher), `ma
 
 from collections.abc import Sequence
 
-from torch import Tensor
+import numpy as np
 
 from vitrail.kit.errors import Error
 from vitrail.models.base import ImageClassifier
@@ -41,7 +41,7 @@ def make_objective(
     recipe: Recipe,
     model: ImageClassifier,
     teacher: ImageClassifier | None = None,
-    counts: Sequence[int] | Tensor | None = None,
+    counts: Sequence[int] | np.ndarray | None = None,
 ) -> Objective:
     """A recipe's objective for a model.
 

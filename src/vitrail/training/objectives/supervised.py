@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -82,12 +83,12 @@ class Supervised(Objective):
         return each.mean() if self.loss == "bce" else each.sum(dim=-1).mean()
 
 
-def balanced_weights(counts: Sequence[int] | Tensor) -> Tensor:
+def balanced_weights(counts: Sequence[int] | np.ndarray) -> Tensor:
     """Weights that make every class count alike: n / (k * images of the class), float32 [k].
 
     Their mean over the images is 1, so the loss keeps its size; a class without images weighs 0.
     """
-    images = torch.as_tensor(counts, dtype=torch.float64)
+    images = torch.tensor(np.asarray(counts), dtype=torch.float64)
     present = (images > 0).sum().clamp(min=1)
     weights = torch.where(images > 0, images.sum() / (present * images.clamp(min=1)), 0.0)
     return weights.float()

@@ -1,4 +1,4 @@
-"""What a recipe teaches a model that is ready to train: its objective, its teacher, what is frozen."""
+"""What a recipe teaches a model that is ready to train: objective, teacher, what is frozen."""
 
 from typing import Any
 

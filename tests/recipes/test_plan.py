@@ -9,7 +9,7 @@ from vitrail.recipes import RECIPES
 def test_a_dry_run_prints_the_whole_plan_and_writes_nothing(tmp_path):
     out = tmp_path / "run"
     words = ("train", "demo:fashion", "--recipe", "deit3", "--image-size", "64", "--out", out)
-    _, told = call(*words, "--epochs", "10", "--set", "tuning.part=head", "--dry-run")
+    _, told = call(*words, "--epochs", "100", "--set", "tuning.part=head", "--dry-run")
     for part in (
         *("recipe deit3", "lamb", "lr 0.004", "warmup 5 epochs", "three augment True"),
         *("loss bce", "mixup 0.8", "every image 3 times", "part head", "drop_path 0.05"),

@@ -109,16 +109,20 @@ def write_report(
     split = SPLITS.get(split, split).lower()
     ledger = dict(ledger or {})
     data = dict(data or {})
+    masked = (settings or {}).get("masked") or {}
+    labelled = masked.get("kind", "none") == "none"
     page = Page(
         _title(model, result, split),
-        lead=_lead(result, split, weights, records),
+        lead=_lead(result, split, weights, labelled),
         headline=_headline(result, parameters, ledger),
         footer=footer,
     )
-    _accuracy(page.section("Accuracy"), result, split, records)
+    if labelled:
+        _accuracy(page.section("Accuracy"), result, split, records)
     if result is not None:
         _mistakes(page.section("Mistakes"), result)
-    _attention(page.section("Attention"), attention)
+    if labelled:
+        _attention(page.section("Attention"), attention)
     _curves(page.section("Training"), records)
     _data(page.section("Data"), data, result)
     _settings(page.section("Settings"), settings or {})
@@ -134,10 +138,8 @@ def _title(model: str, result: Accuracy | None, split: str) -> str:
     return model if result is None else f"{model}: {_percent(result.top1)} on {split} images"
 
 
-def _lead(
-    result: Accuracy | None, split: str, weights: str, records: Sequence[Mapping[str, Any]]
-) -> str:
-    if result is None and any(r.get("kind") == "eval" and "top1" not in r for r in records):
+def _lead(result: Accuracy | None, split: str, weights: str, labelled: bool) -> str:
+    if not labelled:
         return "Learned without labels: the folder holds an encoder to fine-tune from."
     if result is None:
         return "No accuracy was measured: the data had no split for it."
@@ -219,11 +221,6 @@ def _only_validation(records: Sequence[Mapping[str, Any]]) -> str:
     if not known:
         return "Nothing was measured: the run had neither test nor validation images."
     last = known[-1]
-    if "top1" not in last:
-        return (
-            "The run learned without labels, so there is no accuracy. Its own loss on the "
-            f"validation images was {last['loss']:.4f} at step {last['step']:,}."
-        )
     return (
         "No accuracy of the final weights was measured. The last one on the validation images "
         f"is {_percent(last['top1'])} at step {last['step']:,}."

@@ -17,8 +17,8 @@ def mean_loss(state: State, source: Source, workers: int = 0) -> tuple[float, in
     Raises:
         Error: no picture can be read.
     """
-    model, engine, objective = state.model, state.engine, state.learner.objective
-    preprocessing, training = model.preprocessing, model.training
+    engine, preprocessing = state.engine, state.model.preprocessing
+    training = state.model.training
     total, count = 0.0, 0
     state.learner.eval()
     try:
@@ -36,7 +36,7 @@ def mean_loss(state: State, source: Source, workers: int = 0) -> tuple[float, in
                     epochs=batch.epochs,
                     indices=batch.indices,
                 )
-                total += float(objective(model, example).value) * len(batch.keys)
+                total += float(state.learner(example).value) * len(batch.keys)
                 count += len(batch.keys)
     finally:
         state.learner.train(training)

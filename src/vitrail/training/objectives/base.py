@@ -1,6 +1,6 @@
 """What every objective has in common: the batch that it gets, the loss that it gives."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -18,16 +18,16 @@ class Example:
         labels: int64 [b]; of multi-label data float [b k], 1 for each class that is there.
         targets: soft labels float [b k] that replace the labels (mixup), or None.
         pixels: the same pictures before that, uint8 [b h w 3], or None.
-        epochs, indices: int64 [b] on the CPU: which samples these are, for an objective that draws
-            random numbers; None where it shall draw the same for every batch.
+        epochs, indices: b whole numbers, on the CPU: which samples these are, for an objective that
+            draws random numbers; None where it shall draw the same for every batch.
     """
 
     images: Tensor
     labels: Tensor
     targets: Tensor | None = None
     pixels: Tensor | None = None
-    epochs: Tensor | None = None
-    indices: Tensor | None = None
+    epochs: Tensor | Sequence[int] | None = None
+    indices: Tensor | Sequence[int] | None = None
 
 
 @dataclass(frozen=True)

@@ -177,8 +177,7 @@ def freeze_after_tokens(model: VisionTransformer) -> None:
 
 def draws_of(batch: Example, seed: int, count: int, device: torch.device) -> Tensor:
     """Random numbers in 0..1 for each sample of a batch, float32 [b count]."""
-    if batch.epochs is None or batch.indices is None:
-        epochs, indices = [0] * len(batch.images), range(len(batch.images))
-    else:
-        epochs, indices = batch.epochs.tolist(), batch.indices.tolist()
+    size = len(batch.images)
+    epochs = [0] * size if batch.epochs is None else [int(epoch) for epoch in batch.epochs]
+    indices = range(size) if batch.indices is None else [int(index) for index in batch.indices]
     return torch.from_numpy(mask_draws(seed, epochs, indices, count)).to(device)

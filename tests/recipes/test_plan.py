@@ -46,3 +46,10 @@ def test_an_encoder_without_a_head_says_so(tmp_path):
     for words in (("evaluate", folder, "demo:fashion"), ("predict", folder, picture)):
         _, told = call(*words, status=2)
         assert "without a head: fine-tune from it first" in told
+
+
+def test_tiny_leaves_what_the_user_said(tmp_path):
+    words = ("--tiny", "--steps", "3", "--batch-size", "5", "--image-size", "32")
+    _, told = call("train", "demo:fashion", *words, "--out", tmp_path / "run", "--dry-run")
+    assert "at 32x32" in told
+    assert "3 steps of 5 images" in told

@@ -86,3 +86,26 @@ def test_a_rate_that_is_given_needs_no_grid(tmp_path, base):
     train("demo:fashion", out=out, lr=0.01, batch_size=16, **words)
     assert finished(out)
     assert not (out / "rates").exists()
+
+
+def test_a_rate_that_diverges_is_left_out(tmp_path, base):
+    out = tmp_path / "run"
+    train(
+        "demo:fashion",
+        weights=base,
+        recipe="vit_finetune",
+        image_size=28,
+        steps=14,
+        batch_size=16,
+        out=out,
+        set={"rates": "[0.01, 1e38]", "optim.clip_norm": "none", "schedule.warmup": "0 steps"},
+    )
+    chosen = json.loads((out / "config.json").read_text())["vitrail"]["chosen"]
+    assert (chosen["rate"], list(chosen["top1_by_rate"])) == (0.01, ["0.01"])
+
+
+def test_a_choice_without_held_out_images_is_refused(tmp_path, base):
+    words = {"weights": base, "recipe": "vit_finetune", "image_size": 28, "steps": 2}
+    with pytest.raises(Error, match="leave --val-fraction out"):
+        train("demo:fashion", out=tmp_path / "run", val_fraction=0.0, **words)
+    assert not (tmp_path / "run").exists()

@@ -4,6 +4,7 @@ Opens the data, says what it found and what it will do, picks the recipe, makes 
 model, and hands over to the loop.
 """
 
+import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -221,7 +222,12 @@ def choose_recipe(
         raise Error(f"unknown recipe {name!r}{near}")
     recipe = RECIPES[name](situation)
     if tiny:
-        recipe = shrunk(recipe.replace(weights=settings.get("weights")))
+        small = shrunk(recipe.replace(weights=settings.get("weights")))
+        given = {"duration": situation.duration, "batch_size": situation.batch_size}
+        recipe = small.replace(**{name: value for name, value in given.items() if value})
+        if situation.image_size is not None:
+            size = situation.image_size
+            recipe = recipe.replace(model=dataclasses.replace(recipe.model, image_size=size))
     return with_settings(recipe, settings)
 
 

@@ -14,6 +14,7 @@ from typing import Any
 
 from vitrail.kit.errors import Error
 from vitrail.kit.files import write_text_whole
+from vitrail.kit.records import Records
 from vitrail.training.display import Display, duration
 from vitrail.training.finish import Run
 from vitrail.training.recipe import Recipe
@@ -111,6 +112,8 @@ def over_rates(
     The trials are in ``OUT/rates/<rate>``. Of equals the lowest rate is taken. The choice stands in
     the final model folder's `config.json` as ``vitrail.chosen``.
 
+    A rate at which the numbers are no longer finite is left out.
+
     Args:
         train, given, display: as for `over_seeds`.
         recipe: its ``rates`` and ``held_out``.
@@ -123,6 +126,11 @@ def over_rates(
     share = given["val_fraction"]
     if share is None and not own_val:
         share = recipe.held_out
+    if share == 0 and not own_val:
+        raise Error(
+            "a rate is chosen on held-out images, and there are none: leave --val-fraction out, or "
+            "give the --lr"
+        )
     if given["dry_run"]:
         rates = ", ".join(f"{rate:g}" for rate in recipe.rates)
         display.say(f"rates: {rates}, each as below; then the best of them on all of train")
@@ -131,7 +139,14 @@ def over_rates(
     for number, rate in enumerate(recipe.rates, 1):
         display.say(f"rate {rate:g} ({number} of {len(recipe.rates)})")
         trial = {"lr": rate, "val_fraction": share, "out": out / "rates" / f"{rate:g}"}
-        tried[rate] = train(**{**given, **trial}).metrics["val"]["top1"]
+        try:
+            tried[rate] = train(**{**given, **trial}).metrics["val"]["top1"]
+        except Error as error:
+            if not _diverged(trial["out"]):
+                raise
+            display.say(f"rate {rate:g} is left out: {error}")
+    if not tried:
+        raise Error(f"every rate of the grid diverged, down to {min(recipe.rates):g}: try --lr")
     best = max(tried, key=lambda rate: (tried[rate], -rate))
     display.say(f"the best rate is {best:g}: validation top-1 {100 * tried[best]:.2f} %")
     chosen = {
@@ -141,3 +156,9 @@ def over_rates(
     }
     final = {"lr": best, "val_fraction": 0.0, "record": {"chosen": chosen}}
     return train(**{**given, **final})
+
+
+def _diverged(folder: Path) -> bool:
+    """Whether a run ended because its steps were not finite: its last record is one of those."""
+    records = list(Records(folder / "metrics.jsonl").read())
+    return bool(records) and records[-1]["kind"] == "skip"

@@ -147,17 +147,10 @@ def test_head_then_all_frees_the_rest_at_its_step(tmp_path, base):
     assert not torch.equal(before["head.weight"], same["head.weight"])
 
 
-SLOW = pytest.mark.slow
+SLOW = [pytest.param(k, marks=pytest.mark.slow) for k in ("lora", "masked_patch", "mae")]
 
 
-@pytest.mark.parametrize(
-    "kind",
-    [
-        "head_then_all",
-        "mae",
-        *(pytest.param(kind, marks=SLOW) for kind in ("lora", "masked_patch")),
-    ],
-)
+@pytest.mark.parametrize("kind", ["head_then_all", *SLOW])
 def test_killed_and_given_again_it_ends_at_the_same_weights(kind, tmp_path, base):
     words = [
         *("train", "demo:fashion", "--recipe", kind, "--steps", "12", "--batch-size", "16"),

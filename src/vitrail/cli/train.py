@@ -37,6 +37,9 @@ def train(
     record_keys: bool = False,
     dry_run: bool = False,
     overwrite: bool = False,
+    seeds: Annotated[int, arg("N")] = 1,
+    teacher: Annotated[str | None, arg("SOURCE")] = None,
+    tiny: bool = False,
     json: bool = False,
     set: Annotated[tuple[str, ...], arg("KEY=VALUE")] = (),
 ) -> int:
@@ -44,17 +47,22 @@ def train(
 
     Example: vitrail train photos/ --model vit_tiny_patch16_224 --out runs/photos
 
+    Recipes for one's own images: scratch (the default), finetune (with --weights the default),
+    lora, head_only, head_then_all. The papers': vit_pretrain, vit_finetune, augreg,
+    better_plain, deit, deit_distill, deit3, cvt, bit, t2t, pvt. Without labels: masked_patch,
+    mae. --dry-run prints the whole plan of one; docs/recipes.md tells them apart.
+
     Args:
         data: A class folder (or train/, val/, test/ of such), CSV or JSONL, tar shards, parquet,
             hf:NAME, or demo:fashion.
         out: Where the model, the records and the report go. A folder of its own.
         model: From `vitrail models`; by default that of --weights, or vit_tiny_patch16_224.
         weights: A model folder or a checkpoint file to start from.
-        recipe: scratch, finetune (the default with --weights) or demo.
+        recipe: One of those above; some have variants, as augreg:medium1.
         epochs: Length in passes over the training images; fitted to the data by default.
         steps: Length in steps; beats --epochs.
-        batch_size: Images a step; 64 by default.
-        image_size: Pixels; the model's own by default.
+        batch_size: Images a step; the recipe's by default (64 for one's own images).
+        image_size: Pixels; the recipe's or the model's own by default.
         lr: Peak learning rate; the recipe's by default.
         seed: Of weights, order, augmentation and split.
         workers: Processes that decode images; 0 decodes in the main one.
@@ -71,6 +79,9 @@ def train(
         record_keys: Write the order of the images to keys.jsonl.
         dry_run: Say what would be done, and stop.
         overwrite: Replace the run that --out holds.
+        seeds: Train so many times with seeds one apart, in DIR/seed-K; mean and deviation.
+        teacher: A model folder to learn from besides the labels (deit_distill).
+        tiny: Shrink model and run to see on a laptop that a recipe works.
         json: Print one JSON object on stdout at the end.
         set: Any field of the recipe or of the model: --set model.depth=2 optim.name=sgd.
     """
@@ -102,6 +113,9 @@ def train(
         record_keys=record_keys,
         dry_run=dry_run,
         overwrite=overwrite,
+        seeds=seeds,
+        teacher=teacher,
+        tiny=tiny,
         set=settings(set),
         quiet=False,
         command=again(),

@@ -21,6 +21,7 @@ class Purpose(IntEnum):
     SAMPLE = 2
     MIX = 3
     DROP_PATH = 4
+    MASK = 5
     BALANCE = 6
     NEARBY = 7
     WINDOW = 8
@@ -138,6 +139,22 @@ def drop_path_draws(
         repeats: how often each came before in its epoch (`Batch.repeats`); None: never.
     """
     return _rows(seed, Purpose.DROP_PATH, epochs, indices, sites, repeats)
+
+
+def mask_draws(
+    seed: int,
+    epochs: Iterable[int],
+    indices: Iterable[int],
+    count: int,
+    repeats: Iterable[int] | None = None,
+) -> np.ndarray:
+    """What a masked objective draws for each sample, float32 [b count], 0..1.
+
+    Args:
+        seed, epochs, indices, repeats: as of `drop_path_draws`.
+        count: how many numbers a sample needs.
+    """
+    return _rows(seed, Purpose.MASK, epochs, indices, count, repeats)
 
 
 def _rows(

@@ -168,6 +168,8 @@ def evaluate(
         Error: classes that the model does not know, no image that could be read, a class number
             that the model does not have, or logits that are not finite.
     """
+    if not model.num_classes:
+        raise Error("the model is an encoder without a head: fine-tune from it first")
     tally = _Tally(model, classes, mistakes, examples, temperature, keep_logits)
     was_training = model.training
     model.eval()

@@ -70,6 +70,7 @@ class ImageClassifier(nn.Module):
         labels: the class names in the order of the logits, or None where nobody said.
         checkpointing: whether blocks are computed again in the backward pass instead of keeping
             their insides (activation checkpointing): less memory for a third more arithmetic.
+        held: names of parts that stay in evaluation mode when the model is put into training mode.
     """
 
     head: nn.Module
@@ -84,6 +85,14 @@ class ImageClassifier(nn.Module):
         self.preprocessing = Preprocessing(size=height_width(config.image_size))
         self.labels: list[str] | None = None
         self.checkpointing = False
+        self.held: tuple[str, ...] = ()
+
+    def train(self, mode: bool = True) -> Self:
+        """Training mode, or evaluation mode; parts that are `held` stay in evaluation mode."""
+        super().train(mode)
+        for name in self.held if mode else ():
+            self.get_submodule(name).eval()
+        return self
 
     def through(self, block: nn.Module, x: Tensor, tape: Tape | None, *rest: Any) -> Tensor:
         """``block(x, tape, *rest)``, under activation checkpointing where that is on."""

@@ -4,12 +4,14 @@ Opens the data, says what it found and what it will do, picks the recipe, makes 
 model, and hands over to the loop.
 """
 
+import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from vitrail.data.fingerprint import Fingerprint, fingerprint
 from vitrail.data.labels import Classes
@@ -19,9 +21,13 @@ from vitrail.data.statistics import pixel_statistics
 from vitrail.kit.errors import Error, did_you_mean
 from vitrail.models.base import ImageClassifier, Size, height_width
 from vitrail.models.cost import cost
-from vitrail.models.zoo import create_model, from_config, from_description, resolve
-from vitrail.recipes import RECIPES
+from vitrail.models.zoo import config_of, create_model, from_config, from_description, resolve
+from vitrail.recipes import DEFAULT_MODEL, DEFAULT_MODELS, NEEDS_WEIGHTS, RECIPES
+from vitrail.recipes.plan import recipe_lines
+from vitrail.recipes.several import over_rates, over_seeds
 from vitrail.recipes.situation import Situation
+from vitrail.recipes.teaching import has_several_labels, objective_for
+from vitrail.recipes.tiny import tiny as shrunk
 from vitrail.training.checkpoint import Checkpoint, Checkpoints
 from vitrail.training.display import Display
 from vitrail.training.engine import Engine
@@ -36,8 +42,6 @@ from vitrail.weights.load import load_weights
 from vitrail.weights.read import description_of, fingerprint_of, labels_of
 
 VAL_FRACTION = 0.1
-DEFAULT_MODEL = "vit_tiny_patch16_224"
-DEFAULT_MODELS = {"demo": "vit_nano_patch7_28"}
 
 
 def train(
@@ -67,7 +71,11 @@ def train(
     record_keys: bool = False,
     dry_run: bool = False,
     overwrite: bool = False,
+    seeds: int = 1,
+    teacher: str | Path | None = None,
+    tiny: bool = False,
     set: Mapping[str, Any] | None = None,
+    record: Mapping[str, Any] | None = None,
     quiet: bool = True,
     command: str = "",
 ) -> Run:
@@ -80,6 +88,7 @@ def train(
             ``vit_tiny_patch16_224``.
         out: the folder for the model, the records and the report.
         classes: class names in order, {name: number}, or a file of either.
+        record: more facts for the ``vitrail`` section of the model folder's `config.json`.
         quiet: say nothing on stderr.
         command: what the report gives as the way to go on.
         The rest: as `vitrail train --help` says.
@@ -88,10 +97,17 @@ def train(
         Error: anything that the user can mend; nothing was changed.
         Interrupted: Ctrl-C, after saving (a KeyboardInterrupt).
     """
+    given = locals().copy()
     display, output = Display(quiet), Output(out)
+    if seeds < 1:
+        raise Error(f"seeds must be at least 1, not {seeds}")
+    if seeds > 1:
+        return over_seeds(train, given, display)
     words = _words(set or {}, seed=seed, precision=precision, batch_size=batch_size)
     _check_options(data, output.path, save_every, workers)
-    name = recipe or ("finetune" if weights else "scratch")
+    name, _, variant = (recipe or ("finetune" if weights else "scratch")).partition(":")
+    if name in NEEDS_WEIGHTS and weights is None:
+        raise Error(f"recipe {name} starts from a trained model: give one by --weights")
     start = _starting_model(
         words.get("model.name", model), weights, words.get("model.image_size", image_size), name
     )
@@ -105,14 +121,15 @@ def train(
             image_column=image_column,
             label_column=label_column,
         )
-    if opened.parts.train.multi_label:
-        raise Error(f"{data}: there is no recipe yet for pictures with several labels")
     situation = Situation(
         model=start,
         examples=len(opened.parts.train),
         classes=len(opened.parts.train.classes),
         duration=words.get("duration") or _duration(epochs, steps),
         batch_size=words["batch_size"],
+        variant=words.get("variant", variant),
+        image_size=words.get("model.image_size", image_size),
+        pictures=opened.pictures,
     )
     changes = {
         "compile": compile,
@@ -123,8 +140,15 @@ def train(
         "seed": words["seed"],
         "precision": words["precision"],
         "weights": None if weights is None else str(weights),
+        "teacher": None if teacher is None else str(teacher),
     }
-    chosen = choose_recipe(name, situation, changes)
+    changes.pop("variant", None)
+    chosen = choose_recipe(name, situation, changes, tiny)
+    if chosen.target.loss == "softmax" and has_several_labels(opened.parts.train):
+        chosen = with_settings(chosen, {"target.loss": "sigmoid"})
+        opened.lines.append("loss:  a yes or no for each class, since images have several labels")
+    if chosen.rates and "optim.lr" not in changes and chosen.masked.kind == "none":
+        return over_rates(train, given, chosen, opened.own_val, display)
     if chosen.patience is not None and opened.parts.val is None:
         raise Error("patience needs a validation set, and there is none")
     engine = Engine(device, chosen.precision)
@@ -132,6 +156,7 @@ def train(
     settings = {
         "recipe": chosen.to_json(),
         "weights_sha256": None if weights is None else fingerprint_of(weights),
+        "teacher_sha256": None if teacher is None else fingerprint_of(teacher),
         "val_fraction": held_out,
     }
     resumed = output.continues(settings, opened.prints, overwrite)
@@ -143,10 +168,16 @@ def train(
     else:
         built = build(chosen, opened.parts.train)
     told = [*opened.lines, *_plan(chosen, built, opened, options, engine)]
+    if dry_run:
+        examples = len(opened.parts.train)
+        told += recipe_lines(chosen, examples, lengths(chosen, examples, options).total)
     if checkpoint is None and weights is not None:
         told += _load(built, str(weights))
     if checkpoint is None and chosen.fit is not None:
         built.preprocessing = built.preprocessing.fitted(chosen.fit)
+    macs = cost(built).macs
+    objective, more = objective_for(chosen, built, opened.parts.train)
+    told += more
     told += [f"{note}; going back to the one before" for note in notes]
     if dry_run:
         display.say(*told)
@@ -156,7 +187,7 @@ def train(
         if not resumed:
             output.claim(settings, opened.prints)
         display.say(*told)  # only now: until here a mistake is one sentence and nothing else
-        state = State(chosen, built, engine)
+        state = State(chosen, built, engine, objective)
         session = _begin(Session(state, opened.parts, output, options, display), checkpoint)
         before = state.progress.step
         try:
@@ -165,12 +196,19 @@ def train(
             raise Error(f"out of memory on {engine.name}: try a smaller --batch-size") from None
         ledger = Ledger(
             device=engine.name,
-            macs_per_image=cost(built).macs,
+            macs_per_image=macs,
             images=state.progress.images,
             seconds=session.seconds(),
         )
         facts = {**opened.facts, "val_fraction": held_out, "split_seed": words["seed"]}
-        return finish(session, steps_before=before, ledger=ledger, data=facts, command=command)
+        return finish(
+            session,
+            steps_before=before,
+            ledger=ledger,
+            data=facts,
+            command=command,
+            record=record or {},
+        )
 
 
 @dataclass(frozen=True)
@@ -181,10 +219,14 @@ class _Opened:
     prints: Mapping[str, Fingerprint]
     facts: Mapping[str, Any]
     lines: list[str]
+    pictures: tuple[int, int] | None
+    own_val: bool
 
 
-def choose_recipe(name: str, situation: Situation, settings: Mapping[str, Any]) -> Recipe:
-    """A recipe by name for a situation, with single settings changed.
+def choose_recipe(
+    name: str, situation: Situation, settings: Mapping[str, Any], tiny: bool = False
+) -> Recipe:
+    """A recipe by name for a situation, shrunk if it shall be, with single settings changed.
 
     Raises:
         Error: an unknown recipe or setting (the nearest is named), or a bad value.
@@ -192,7 +234,15 @@ def choose_recipe(name: str, situation: Situation, settings: Mapping[str, Any]) 
     if name not in RECIPES:
         near = did_you_mean(name, RECIPES) or f"; there are {', '.join(RECIPES)}"
         raise Error(f"unknown recipe {name!r}{near}")
-    return with_settings(RECIPES[name](situation), settings)
+    recipe = RECIPES[name](situation)
+    if tiny:
+        small = shrunk(recipe.replace(weights=settings.get("weights")))
+        given = {"duration": situation.duration, "batch_size": situation.batch_size}
+        recipe = small.replace(**{name: value for name, value in given.items() if value})
+        if situation.image_size is not None:
+            size = situation.image_size
+            recipe = recipe.replace(model=dataclasses.replace(recipe.model, image_size=size))
+    return with_settings(recipe, settings)
 
 
 def build(recipe: Recipe, data: Source) -> ImageClassifier:
@@ -205,12 +255,19 @@ def build(recipe: Recipe, data: Source) -> ImageClassifier:
     choice, classes = recipe.model, len(data.classes)
     if "num_classes" in choice.config:
         raise Error(f"num_classes follows from the data, which have {classes} classes")
+    if recipe.masked.kind != "none":
+        classes = 0  # no labels are learned, so there is no head
     if choice.family is not None:
         fields = {"num_classes": classes, "image_size": choice.image_size}
         model = from_config(choice.family, {**choice.config, **fields})
     else:
         model = create_model(choice.name, classes, choice.image_size, **dict(choice.config))
-    model.set_labels(data.classes)
+    if classes:
+        model.set_labels(data.classes)
+        for layer in (model.get_submodule(model.head_name), getattr(model, "head_dist", None)):
+            bias = layer.bias if isinstance(layer, nn.Linear | nn.Conv2d) else None
+            if recipe.target.head_bias and bias is not None:
+                nn.init.constant_(bias, recipe.target.head_bias)
     if recipe.normalize == "data" and recipe.weights is None:
         mean, std = pixel_statistics(data, model.preprocessing)
         model.preprocessing = model.preprocessing.replace(mean=mean, std=std)
@@ -218,13 +275,17 @@ def build(recipe: Recipe, data: Source) -> ImageClassifier:
 
 
 # What `--set` may say of things that decide the rest of the recipe, and so must be known before.
-EARLY = ("seed", "precision", "batch_size", "duration", "model.name", "model.image_size")
+EARLY = (
+    *("seed", "precision", "batch_size", "duration", "variant"),
+    *("model.name", "model.image_size"),
+)
 
 
 def _words(settings: Mapping[str, Any], **given: Any) -> dict[str, Any]:
     """The early decisions: those of ``--set`` where it has them, else the flags'."""
-    if "weights" in settings:
-        raise Error("weights are given by --weights, not by --set")
+    for name in ("weights", "teacher"):
+        if name in settings:
+            raise Error(f"{name} are given by --{name}, not by --set")
     early = {name: value for name, value in settings.items() if name in EARLY}
     read = with_settings(Recipe(), early)
     for name in early:
@@ -247,6 +308,10 @@ def _check_options(data: Spec, out: Path, save_every: int | None, workers: int) 
 def _open(data: Spec, **options: Any) -> _Opened:
     """Open (with the options of `open_splits`), look into and describe the data."""
     splits = open_splits(data, **options)
+    alone: dict[str, Any] = {**options, "val_fraction": 0.0}
+    own_val = "val" in splits and (
+        not options.get("val_fraction") or "val" in open_splits(data, **alone)
+    )
     if "train" not in splits:
         raise Error(f"{data}: there is no train split, only {' and '.join(splits)}")
     found = {name: scan(source) for name, source in splits.items()}
@@ -270,7 +335,8 @@ def _open(data: Spec, **options: Any) -> _Opened:
             for key, reason in one.unreadable
         ],
     }
-    return _Opened(Data(good["train"], good.get("val"), good.get("test")), prints, facts, lines)
+    parts = Data(good["train"], good.get("val"), good.get("test"))
+    return _Opened(parts, prints, facts, lines, found["train"].median, own_val)
 
 
 def _starting_model(
@@ -293,8 +359,8 @@ def _starting_model(
             image_size=size if image_size is None else image_size,
             config=config,
         )
-    full, entry = resolve(name or DEFAULT_MODELS.get(recipe, DEFAULT_MODEL))
-    size = entry.config["image_size"] if image_size is None else image_size
+    full, _ = resolve(name or DEFAULT_MODELS.get(recipe, DEFAULT_MODEL))
+    size = config_of(full).image_size if image_size is None else image_size
     return Model(name=full, image_size=size)
 
 
@@ -348,6 +414,8 @@ def _load(model: ImageClassifier, weights: str) -> list[str]:
     Raises:
         Error: the weights do not fit.
     """
+    if not model.num_classes:
+        return str(load_weights(model, weights)).splitlines()
     known = labels_of(weights)
     if known is not None and known == model.labels:
         return str(load_weights(model, weights)).splitlines()

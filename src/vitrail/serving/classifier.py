@@ -52,6 +52,8 @@ class Classifier:
         self.batch_size = batch_size
         self.device = pick_device(device)
         self.model = load_model(path, name=name, which=which).to(self.device)
+        if not self.model.num_classes:
+            raise Error(f"{path} holds an encoder without a head: fine-tune from it first")
         names = self.model.labels
         self.labels = names or [str(index) for index in range(self.model.num_classes)]
         self.temperature = read_temperature(path, which)

@@ -3,6 +3,8 @@
 A constant decay of 0.9999 would keep a third of the random start in the average of a run of ten
 thousand steps; here the decay of step t is min(decay, (1 + t) / (10 + t)), so that the average
 always covers about the last tenth of a short run and the average of a long one is the usual one.
+Without that warm-up it is Polyak averaging as the ViT paper has it, which starts from pre-trained
+weights and not from random ones.
 """
 
 import contextlib
@@ -18,17 +20,19 @@ class EMA:
     Args:
         model: whose parameters to follow.
         decay: the largest decay.
+        warmup: whether the decay grows up to that; else it is the same from the first step on.
     """
 
-    def __init__(self, model: nn.Module, decay: float):
+    def __init__(self, model: nn.Module, decay: float, warmup: bool = True):
         self.decay = decay
+        self.warmup = warmup
         self.followed: dict[str, Tensor] = dict(model.named_parameters())
         self.average = {name: p.detach().clone() for name, p in self.followed.items()}
 
     @torch.no_grad()
     def update(self, step: int) -> None:
         """Take in the weights after step ``step`` (counted from 0)."""
-        decay = min(self.decay, (1 + step) / (10 + step))
+        decay = min(self.decay, (1 + step) / (10 + step)) if self.warmup else self.decay
         torch._foreach_lerp_(list(self.average.values()), list(self.followed.values()), 1 - decay)
 
     @contextlib.contextmanager

@@ -9,11 +9,13 @@ from typing import Any
 from vitrail import __version__
 from vitrail.evaluation.accuracy import Accuracy
 from vitrail.kit.errors import listing
+from vitrail.models.lora import merge
 from vitrail.training.display import Display, duration
 from vitrail.training.ledger import Ledger
 from vitrail.training.loop import Session, measure
 from vitrail.training.output import Output
 from vitrail.training.report import attention_looks, write_report
+from vitrail.training.validation import mean_loss
 from vitrail.weights.folder import save_model
 from vitrail.weights.read import BEST_FILE
 
@@ -28,7 +30,8 @@ class Run:
         folder: the model folder.
         steps: of the whole run.
         steps_this_run: taken by this call; 0 when there was nothing left to do.
-        metrics: top-1, top-5 and loss by split, as far as there is one (fractions 0..1).
+        metrics: top-1, top-5 and loss by split, as far as there is one (fractions 0..1); of a run
+            without labels the loss alone.
         seconds: of the whole run, restarts included.
         report: the page; None after a dry run.
     """
@@ -45,7 +48,7 @@ class Run:
         """Accuracy on the test set, else on the validation set, else None."""
         for split in ("test", "val"):
             if split in self.metrics:
-                return self.metrics[split]["top1"]
+                return self.metrics[split].get("top1")
         return None
 
     def to_json(self) -> dict[str, Any]:
@@ -63,7 +66,7 @@ class Run:
     def summary(self) -> str:
         """A few lines for a person."""
         lines = [
-            f"{split:<5} top-1 {100 * figures['top1']:.2f} %   loss {figures['loss']:.3f}   "
+            f"{split:<5} {_accuracy(figures)}loss {figures['loss']:.3f}   "
             f"on {figures['n']:,} images"
             for split, figures in self.metrics.items()
         ]
@@ -73,6 +76,10 @@ class Run:
         return "\n".join(lines)
 
 
+def _accuracy(figures: Mapping[str, float]) -> str:
+    return f"top-1 {100 * figures['top1']:.2f} %   " if "top1" in figures else ""
+
+
 def finish(
     session: Session,
     *,
@@ -80,6 +87,7 @@ def finish(
     ledger: Ledger,
     data: Mapping[str, Any],
     command: str,
+    record: Mapping[str, Any] | None = None,
 ) -> Run:
     """Measure the final weights, write the model folder and the report, and record the end.
 
@@ -89,21 +97,34 @@ def finish(
         ledger: what the run has cost.
         data: what it learned from, for the folder and the report.
         command: to be shown as the way to go on.
+        record: more facts for the model folder.
     """
     state, output, progress = session.state, session.output, session.state.progress
     model, recipe = state.model, state.recipe
     if state.ema is not None:
         model.load_state_dict({**model.state_dict(), **state.ema.state()})
-    model.float().eval()
-    results = {
-        split: measure(model, source, recipe.batch_size, session.options.workers)
+    merge(model)
+    splits = {
+        split: source
         for split, source in (("test", session.data.test), ("val", session.data.val))
         if source is not None
     }
-    metrics = {
+    labelled = state.learner.objective.labelled
+    metrics: dict[str, dict[str, float]] = {}
+    if not labelled:  # the objective's parts have the run's precision
+        for split, source in splits.items():
+            loss, count = mean_loss(state, source, session.options.workers)
+            metrics[split] = {"loss": loss, "n": count}
+    model.float().eval()
+    results = {
+        split: measure(model, source, recipe.batch_size, session.options.workers)
+        for split, source in (splits.items() if labelled else ())
+    }
+    metrics |= {
         split: {"top1": r.top1, "top5": r.top5, "loss": r.loss, "n": r.n}
         for split, r in results.items()
     }
+    best_score = {"top1": progress.best} if labelled else {"loss": -(progress.best or 0.0)}
     best = output.path / BEST_FILE
     if progress.best_step == progress.step:
         best.unlink(missing_ok=True)  # it is the final one
@@ -112,9 +133,10 @@ def finish(
         "recipe": recipe.to_json(),
         "data": dict(data),
         "metrics": metrics,
-        "best": {"step": progress.best_step, "val": {"top1": progress.best}},
+        "best": {"step": progress.best_step, "val": best_score},
         "ledger": ledger.to_json(),
         "skipped": progress.skipped,
+        **(record or {}),
     }
     save_model(model, output.path, model.labels, details=details)
     _report(session, results, ledger, data, command)

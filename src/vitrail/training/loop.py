@@ -30,10 +30,12 @@ from vitrail.models.parts import set_drop_path_draws
 from vitrail.training.checkpoint import Checkpoints
 from vitrail.training.display import Display
 from vitrail.training.objectives import Example
-from vitrail.training.optim import rate_at, set_rate
+from vitrail.training.optim import Rates, set_rate
 from vitrail.training.output import Output
 from vitrail.training.recipe import Recipe
 from vitrail.training.state import State
+from vitrail.training.tuning import enter
+from vitrail.training.validation import mean_loss
 from vitrail.weights.folder import save_weights
 from vitrail.weights.read import BEST_FILE
 
@@ -94,7 +96,9 @@ class Session:
     began: float = field(default_factory=time.monotonic)
 
     def __post_init__(self):
-        self.lengths = lengths(self.state.recipe, len(self.data.train), self.options)
+        recipe, examples = self.state.recipe, len(self.data.train)
+        self.lengths = lengths(recipe, examples, self.options)
+        self.rates = Rates(recipe, examples, self.lengths.total)
         self.before = self.state.progress.seconds
 
     def seconds(self) -> float:
@@ -148,6 +152,8 @@ def run(session: Session) -> None:
         seed=recipe.seed,
         start_sample=progress.step * recipe.batch_size,
         workers=options.workers,
+        sampling=recipe.sampling,
+        repeats=recipe.repeats,
     )
     session.display.start(progress.step, total)
     state.model.train()
@@ -186,9 +192,8 @@ def take_step(session: Session, batch: Batch, began: float) -> None:
     recipe, progress, engine = state.recipe, state.progress, state.engine
     number = progress.step
     torch.manual_seed(step_seed(recipe.seed, number))  # what dropout draws from
-    rate = recipe.optim.lr * rate_at(
-        number, session.lengths.total, session.lengths.warmup, recipe.schedule
-    )
+    enter(state.model, number, session.rates.head_steps)
+    rate = session.rates(number)
     set_rate(state.optimizer, rate)
     with engine.forward():
         example = _place(session, batch)
@@ -206,18 +211,19 @@ def take_step(session: Session, batch: Batch, began: float) -> None:
             state.ema.update(number)
     else:
         _bad_step(session, batch, value, norm)
-    speed, accuracy = len(batch.keys) / (time.monotonic() - began), float(loss.parts["accuracy"])
+    speed = len(batch.keys) / (time.monotonic() - began)
+    parts = {name: float(part) for name, part in loss.parts.items()}
     session.output.metrics.write(
         "step",
         step=progress.step,
         epoch=progress.step * recipe.batch_size / len(session.data.train),
         loss=value,
-        accuracy=accuracy,
+        **parts,
         lr=rate,
         images_per_second=speed,
         grad_norm=norm,
     )
-    session.display.step(progress.step, value, accuracy, speed)
+    session.display.step(progress.step, value, parts.get("accuracy"), speed)
 
 
 def look(session: Session) -> None:
@@ -225,6 +231,8 @@ def look(session: Session) -> None:
     if session.data.val is None:
         return
     state, progress = session.state, session.state.progress
+    if not state.learner.objective.labelled:
+        return look_without_labels(session, session.data.val)
     try:
         with state.averaged():
             result = measure(
@@ -240,9 +248,28 @@ def look(session: Session) -> None:
         f"step {progress.step:,}: validation top-1 {100 * result.top1:.2f} %, "
         f"loss {result.loss:.3f}"
     )
+    _keep_if_best(session, result.top1)
+
+
+def look_without_labels(session: Session, source: Source) -> None:
+    """`look` by the objective's own loss: the lower the better."""
+    state, progress = session.state, session.state.progress
+    try:
+        with state.averaged():
+            loss, _ = mean_loss(state, source, session.options.workers)
+    except Error as error:
+        session.display.say(f"step {progress.step:,}: not validated, because {error}")
+        return
+    session.output.metrics.write("eval", step=progress.step, loss=loss)
+    session.display.say(f"step {progress.step:,}: validation loss {loss:.4f}")
+    _keep_if_best(session, -loss)
+
+
+def _keep_if_best(session: Session, score: float) -> None:
+    state, progress = session.state, session.state.progress
     progress.stale += 1
-    if progress.best is None or result.top1 > progress.best:
-        progress.best, progress.best_step, progress.stale = result.top1, progress.step, 0
+    if progress.best is None or score > progress.best:
+        progress.best, progress.best_step, progress.stale = score, progress.step, 0
         with state.averaged():
             save_weights(state.model, session.output.path / BEST_FILE)
 
@@ -289,7 +316,8 @@ def _place(session: Session, batch: Batch) -> Example:
     """A batch on the device: normalised, mixed where the recipe mixes, with its drop-path draws."""
     state = session.state
     recipe, model, engine = state.recipe, state.model, state.engine
-    images = engine.place(model.preprocessing.normalize(engine.place(batch.images)))
+    pixels = engine.place(batch.images)
+    images = engine.place(model.preprocessing.normalize(pixels))
     labels = engine.place(batch.labels)
     if state.drop_sites:
         epochs, indices = batch.epochs.tolist(), batch.indices.tolist()
@@ -302,11 +330,12 @@ def _place(session: Session, batch: Batch) -> Example:
         *(recipe.seed, epoch, position),
         *(target.mixup, target.cutmix, target.mixup_prob, target.cutmix_share),
     )
+    which = {"pixels": pixels, "epochs": batch.epochs, "indices": batch.indices}
     if mix is None:
-        return Example(images, labels)
-    targets = soft_targets(labels, model.num_classes)
+        return Example(images, labels, **which)
+    targets = labels if labels.ndim == 2 else soft_targets(labels, model.num_classes)
     images, targets = apply_mix(images, targets, mix)
-    return Example(images, labels, targets)
+    return Example(images, labels, targets, **which)
 
 
 def _bad_step(session: Session, batch: Batch, loss: float, norm: float) -> None:

@@ -30,6 +30,8 @@ OURS = (
     "report.html",
     FOLDER,
 )
+# What may lie in a run's folder besides and is left alone: the runs that its rate was picked by.
+BESIDE = ("rates",)
 
 
 class Output:
@@ -61,7 +63,9 @@ class Output:
         if self.path.exists() and not self.path.is_dir():
             raise Error(f"{self.path} is a file; --out needs a folder")
         held = sorted(item.name for item in self.path.iterdir()) if self.path.exists() else []
-        strangers = [name for name in held if name not in OURS and not name.startswith(".")]
+        strangers = [
+            name for name in held if name not in (*OURS, *BESIDE) and not name.startswith(".")
+        ]
         if strangers:
             raise Error(
                 f"{self.path} holds other files ({listing(strangers, 3)}); give an --out of its own"

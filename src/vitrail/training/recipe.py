@@ -2,12 +2,11 @@
 
 Two runs with equal recipes on equal data give equal weights; whatever cannot change the result
 (workers, how often to save, where to print) is not in here. `recipes/` holds the functions that
-return recipes; `with_settings` changes single fields by their dotted names.
+return recipes, `choices` the parts of one; `with_settings` changes single fields by dotted names.
 """
 
 import dataclasses
 import json
-import math
 import types
 import typing
 from collections.abc import Mapping
@@ -17,161 +16,32 @@ from typing import Any
 from vitrail.data.transforms import Augment
 from vitrail.kit.errors import Error, did_you_mean
 from vitrail.kit.preprocess import FITS
-from vitrail.models.base import Size
+from vitrail.training.choices import (
+    Distill,
+    Duration,
+    Masked,
+    Model,
+    Optim,
+    Schedule,
+    Target,
+    Tuning,
+    check_one_of,
+)
+
+__all__ = [
+    "Distill",
+    "Duration",
+    "Masked",
+    "Model",
+    "Optim",
+    "Recipe",
+    "Schedule",
+    "Target",
+    "Tuning",
+    "with_settings",
+]
 
 MOST_IMAGES_A_STEP = 1_000_000
-UNITS = ("steps", "epochs", "examples", "percent")
-
-
-def _check_range(name: str, value: float, low: float, high: float) -> None:
-    if not isinstance(value, int | float) or not low <= value <= high or math.isinf(value):
-        span = f"at least {low:g}" if math.isinf(high) else f"from {low:g} to {high:g}"
-        raise Error(f"{name} is a number {span}, not {value!r}")
-
-
-def _check_one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:
-    if value not in allowed:
-        near = did_you_mean(value, allowed) or f"; it is one of {', '.join(allowed)}"
-        raise Error(f"{name} cannot be {value!r}{near}")
-
-
-@dataclass(frozen=True)
-class Duration:
-    """A length of training in the unit that its paper uses.
-
-    Args:
-        value: how many; at least 0.
-        unit: ``steps``, ``epochs``, ``examples`` or ``percent`` of the whole run.
-    """
-
-    value: float
-    unit: str = "steps"
-
-    def __post_init__(self):
-        if self.unit not in UNITS:
-            raise Error(
-                f"unknown unit {self.unit!r} of a duration; it is one of {', '.join(UNITS)}"
-            )
-        if not 0 <= self.value < math.inf:
-            raise Error(f"a duration cannot be {self.value} {self.unit}")
-
-    def steps(self, examples: int, batch_size: int, total: int | None = None) -> int:
-        """This duration in steps.
-
-        Args:
-            examples: of one epoch.
-            batch_size: the global one.
-            total: steps of the whole run, which ``percent`` is of.
-
-        Raises:
-            Error: percent of an unknown whole.
-        """
-        if self.unit == "percent":
-            if total is None:
-                raise Error("the length of a run cannot be a percentage of itself")
-            return round(self.value / 100 * total)
-        factor = {"steps": batch_size, "epochs": examples, "examples": 1}[self.unit]
-        return round(self.value * factor / batch_size)
-
-    def __str__(self) -> str:
-        return f"{self.value:g} {self.unit}"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Optim:
-    """The optimiser and what shapes its steps.
-
-    Args:
-        name: ``adamw`` or ``sgd``.
-        lr: the peak learning rate.
-        weight_decay: decoupled, torch's convention (multiplied by the learning rate); on weight
-            matrices only: not on biases, norms, tokens and position tables. For SGD it is the
-            classic penalty on the gradient.
-        betas: AdamW's; momentum: SGD's.
-        layer_decay: the rate is multiplied by this for each step away from the head; 1 for none.
-        clip_norm: the largest global norm of the gradient; None for no clipping.
-    """
-
-    name: str = "adamw"
-    lr: float = 1e-3
-    weight_decay: float = 0.05
-    betas: tuple[float, float] = (0.9, 0.999)
-    momentum: float = 0.9
-    layer_decay: float = 1.0
-    clip_norm: float | None = 1.0
-
-    def __post_init__(self):
-        _check_one_of("optim.name", self.name, ("adamw", "sgd"))
-        _check_range("optim.lr", self.lr, 0, math.inf)
-        _check_range("optim.weight_decay", self.weight_decay, 0, math.inf)
-        _check_range("optim.momentum", self.momentum, 0, 1)
-        _check_range("optim.layer_decay", self.layer_decay, 0, 1)
-        if len(self.betas) != 2:
-            raise Error(f"optim.betas are two numbers, not {self.betas!r}")
-        for beta in self.betas:
-            _check_range("optim.betas", beta, 0, 1)
-        if self.clip_norm is not None and not self.clip_norm > 0:
-            raise Error(f"optim.clip_norm is above 0, or none, not {self.clip_norm}")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Schedule:
-    """How the learning rate goes: a linear warm-up from 0, then this curve down to 0.
-
-    Args:
-        kind: ``cosine``, ``linear`` or ``constant``.
-        warmup: length of the warm-up.
-    """
-
-    kind: str = "cosine"
-    warmup: Duration = Duration(5, "percent")
-
-    def __post_init__(self):
-        _check_one_of("schedule.kind", self.kind, ("cosine", "linear", "constant"))
-        if self.warmup.unit == "percent":
-            _check_range("schedule.warmup in percent", self.warmup.value, 0, 100)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Target:
-    """What the model is taught.
-
-    Args:
-        label_smoothing: the share of probability spread evenly over all classes.
-        mixup, cutmix: the parameter of the Beta distribution; 0 for none. Where both are given
-            each batch gets one of the two.
-        mixup_prob: the probability that a batch is mixed at all, by either.
-        cutmix_share: the probability of CutMix, where both are given (timm's ``switch_prob``).
-    """
-
-    label_smoothing: float = 0.0
-    mixup: float = 0.0
-    cutmix: float = 0.0
-    mixup_prob: float = 1.0
-    cutmix_share: float = 0.5
-
-    def __post_init__(self):
-        for name in ("label_smoothing", "mixup_prob", "cutmix_share"):
-            _check_range(f"target.{name}", getattr(self, name), 0, 1)
-        for name in ("mixup", "cutmix"):
-            _check_range(f"target.{name}", getattr(self, name), 0, math.inf)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Model:
-    """Which model.
-
-    Args:
-        name: a name of the zoo; with ``family``, only what to call it.
-        family: where the whole config is given, of which family it is; else None.
-        image_size: pixels, or (height, width); None for the name's own.
-        config: fields of the family's config that differ from the name's.
-    """
-
-    name: str = "vit_tiny_patch16_224"
-    family: str | None = None
-    image_size: Size | None = None
-    config: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -180,10 +50,23 @@ class Recipe:
 
     Args:
         name: of the function that made it.
+        variant: which of that function's settings: a data set, a level of augmentation, a stage.
+        tuning: which weights are trained.
+        distill: what is learned from a teacher.
+        masked: what is learned without labels, in place of `target`.
         duration: length of the run.
         batch_size: examples a step, over all devices.
         seed: of weights, order, augmentation and dropout.
         ema: decay of the average of the weights that is evaluated and saved; None for no average.
+        ema_warmup: whether that decay grows from nothing to what `ema` says; False is Polyak
+            averaging with one decay from the first step on (ViT paper: 0.9999).
+        sampling: ``uniform``, every image once an epoch; ``balanced``, every class alike;
+            ``nearby``, images that lie together in a large file come close to each other.
+        repeats: how often an image comes in the batches of an epoch, each time augmented anew
+            (repeated augmentation: DeiT 3), for as many fewer images.
+        rates: learning rates to choose from on the held-out share; empty for `optim.lr` as it is.
+        held_out: the share of train that they are compared on, where the data have no validation
+            set of their own; None for the usual tenth.
         eval_every: how often to look at the validation set.
         patience: stop after this many looks without a better one; None to go to the end.
         precision: ``fp32``, ``bf16``, ``fp16`` or ``fp64``.
@@ -194,31 +77,42 @@ class Recipe:
             `Preprocessing`); None keeps the model's way.
         compile: whether the model runs through `torch.compile`.
         weights: where the weights came from, for the record; None for random ones.
+        teacher: where the teacher came from, for the record.
     """
 
     name: str = "scratch"
-    model: Model = Model()
-    optim: Optim = Optim()
-    schedule: Schedule = Schedule()
-    target: Target = Target()
+    variant: str = ""
+    model: Model = field(default_factory=Model)
+    optim: Optim = field(default_factory=Optim)
+    schedule: Schedule = field(default_factory=Schedule)
+    target: Target = field(default_factory=Target)
+    distill: Distill = field(default_factory=Distill)
+    masked: Masked = field(default_factory=Masked)
+    tuning: Tuning = field(default_factory=Tuning)
     augment: Augment = field(default_factory=Augment)
-    duration: Duration = Duration(30, "epochs")
+    duration: Duration = field(default_factory=lambda: Duration(30, "epochs"))
     batch_size: int = 64
     seed: int = 0
     ema: float | None = 0.9999
-    eval_every: Duration = Duration(1, "epochs")
+    ema_warmup: bool = True
+    sampling: str = "uniform"
+    repeats: int = 1
+    rates: tuple[float, ...] = ()
+    held_out: float | None = None
+    eval_every: Duration = field(default_factory=lambda: Duration(1, "epochs"))
     patience: int | None = None
     precision: str = "fp32"
     normalize: str = "model"
     fit: str | None = None
     compile: bool = False
     weights: str | None = None
+    teacher: str | None = None
 
     def __post_init__(self):
-        _check_one_of("normalize", self.normalize, ("model", "data"))
-        _check_one_of("precision", self.precision, ("fp32", "bf16", "fp16", "fp64"))
+        check_one_of("normalize", self.normalize, ("model", "data"))
+        check_one_of("precision", self.precision, ("fp32", "bf16", "fp16", "fp64"))
         if self.fit is not None:
-            _check_one_of("fit", self.fit, FITS)
+            check_one_of("fit", self.fit, FITS)
         if not 1 <= self.batch_size <= MOST_IMAGES_A_STEP:
             raise Error(
                 f"batch_size must be at least 1 and at most {MOST_IMAGES_A_STEP:,}, "
@@ -230,6 +124,26 @@ class Recipe:
             raise Error(f"patience must be at least 1, not {self.patience}")
         if self.ema is not None and not 0 <= self.ema < 1:
             raise Error(f"ema is a decay from 0 up to 1, not {self.ema}")
+        check_one_of("sampling", self.sampling, ("uniform", "balanced", "nearby"))
+        if self.repeats < 1:
+            raise Error(f"repeats must be at least 1, not {self.repeats}")
+        if self.held_out is not None and not 0 < self.held_out < 1:
+            raise Error(f"held_out is a share between 0 and 1, not {self.held_out}")
+        if self.masked.kind != "none":
+            self._check_masked()
+        if self.distill.kind != "none" and self.target.loss == "bce":
+            raise Error("distillation goes with target.loss softmax or sigmoid, not bce")
+
+    def _check_masked(self) -> None:
+        clashes = {
+            "distill.kind": self.distill.kind != "none",
+            "target.mixup": self.target.mixup > 0,
+            "target.cutmix": self.target.cutmix > 0,
+            "tuning.part": self.tuning.part != "all",
+        }
+        for name, clash in clashes.items():
+            if clash:
+                raise Error(f"a masked objective knows no labels, so {name} cannot be set")
 
     def replace(self, **changes: Any) -> "Recipe":
         """A copy with these fields changed."""
@@ -283,8 +197,10 @@ def _plain(value: Any) -> Any:
 
 
 def _convert(name: str, kind: Any, value: Any) -> Any:
-    value = _plain(value)
     kinds = typing.get_args(kind) if isinstance(kind, types.UnionType) else (kind,)
+    if kinds == (str,) and isinstance(value, str):
+        return value  # also where the word is none
+    value = _plain(value)
     for one in kinds:
         origin = typing.get_origin(one) or one
         if one is Duration:

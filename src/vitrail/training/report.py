@@ -110,16 +110,20 @@ def write_report(
     split = SPLITS.get(split, split).lower()
     ledger = dict(ledger or {})
     data = dict(data or {})
+    masked = (settings or {}).get("masked") or {}
+    labelled = masked.get("kind", "none") == "none"
     page = Page(
         _title(model, result, split),
-        lead=_lead(result, split, weights),
+        lead=_lead(result, split, weights, labelled),
         headline=_headline(result, parameters, ledger),
         footer=footer,
     )
-    _accuracy(page.section("Accuracy"), result, split, records)
+    if labelled:
+        _accuracy(page.section("Accuracy"), result, split, records)
     if result is not None:
         mistake_blocks(page.section("Mistakes"), result)
-    attention_blocks(page.section("Attention"), attention)
+    if labelled:
+        attention_blocks(page.section("Attention"), attention)
     _curves(page.section("Training"), records)
     _data(page.section("Data"), data, result)
     _settings(page.section("Settings"), settings or {})
@@ -135,7 +139,9 @@ def _title(model: str, result: Accuracy | None, split: str) -> str:
     return model if result is None else f"{model}: {_percent(result.top1)} on {split} images"
 
 
-def _lead(result: Accuracy | None, split: str, weights: str) -> str:
+def _lead(result: Accuracy | None, split: str, weights: str, labelled: bool) -> str:
+    if not labelled:
+        return "Learned without labels: the folder holds an encoder to fine-tune from."
     if result is None:
         return "No accuracy was measured: the data had no split for it."
     low, high = interval(result.top1, result.n)

@@ -1,10 +1,9 @@
-"""Objectives: what a model and a batch are compared by. The loop does not know which it runs."""
+"""What every objective has in common: the batch that it gets, the loss that it gives."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vitrail.models.base import ImageClassifier
@@ -16,13 +15,19 @@ class Example:
 
     Args:
         images: normalised, float [b c h w].
-        labels: int64 [b].
+        labels: int64 [b]; of multi-label data float [b k], 1 for each class that is there.
         targets: soft labels float [b k] that replace the labels (mixup), or None.
+        pixels: the same pictures before that, uint8 [b h w 3], or None.
+        epochs, indices: b whole numbers, on the CPU: which samples these are, for an objective that
+            draws random numbers; None where it shall draw the same for every batch.
     """
 
     images: Tensor
     labels: Tensor
     targets: Tensor | None = None
+    pixels: Tensor | None = None
+    epochs: Tensor | Sequence[int] | None = None
+    indices: Tensor | Sequence[int] | None = None
 
 
 @dataclass(frozen=True)
@@ -38,34 +43,17 @@ class Objective(nn.Module):
 
     An objective may have parameters of its own (a decoder, a mask token): they are trained, saved
     with the checkpoints and left out of the model folder.
+
+    Attributes:
+        labelled: whether it teaches the classes, so that accuracy is what a run is watched by.
+            Without labels it is watched by its own loss on the validation images.
     """
+
+    labelled = True
 
     def forward(self, model: Callable[..., Tensor], batch: Example) -> Loss:
         """The loss of the model (or of its compiled twin) on the batch."""
         raise NotImplementedError
-
-
-class Supervised(Objective):
-    """Softmax cross-entropy against labels or soft targets, averaged over the batch.
-
-    Args:
-        label_smoothing: the share of probability spread evenly over all classes.
-    """
-
-    def __init__(self, label_smoothing: float = 0.0):
-        super().__init__()
-        self.label_smoothing = label_smoothing
-
-    def forward(self, model: Callable[..., Tensor], batch: Example) -> Loss:
-        """Parts: ``accuracy``, of the batch against the heaviest label of each picture."""
-        logits = model(batch.images)
-        if logits.dtype in (torch.float16, torch.bfloat16):
-            logits = logits.float()  # autocast: the loss is not for half precision
-        target = batch.labels if batch.targets is None else batch.targets.to(logits.dtype)
-        loss = F.cross_entropy(logits, target, label_smoothing=self.label_smoothing)
-        labels = batch.labels if batch.targets is None else batch.targets.argmax(dim=-1)
-        accuracy = (logits.detach().argmax(dim=-1) == labels).float().mean()
-        return Loss(loss, {"accuracy": accuracy})
 
 
 class Learner(nn.Module):
@@ -88,3 +76,8 @@ class Learner(nn.Module):
     def forward(self, batch: Example) -> Loss:
         """The loss on a batch."""
         return self.objective(self._run[0], batch)
+
+
+def full_precision(tensor: Tensor) -> Tensor:
+    """A half-precision tensor in float32, since a loss is not for half precision; others as is."""
+    return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor

@@ -18,9 +18,11 @@ from collections.abc import Callable, Sequence
 
 from vitrail import __version__
 from vitrail.cli import arguments
+from vitrail.cli.compare import compare
 from vitrail.cli.demo import demo
 from vitrail.cli.evaluate import evaluate
 from vitrail.cli.models import models
+from vitrail.cli.plan import plan
 from vitrail.cli.predict import predict
 from vitrail.cli.train import train
 from vitrail.kit.errors import Error, did_you_mean
@@ -40,6 +42,8 @@ VERBS: dict[str, Callable[..., int]] = {
     "evaluate": evaluate,
     "predict": predict,
     "models": models,
+    "plan": plan,
+    "compare": compare,
 }
 
 

@@ -34,6 +34,7 @@ def train(
     record_keys: bool = False,
     dry_run: bool = False,
     overwrite: bool = False,
+    track: Annotated[Literal["tensorboard"] | None, arg("tensorboard")] = None,
     json: bool = False,
     set: Annotated[tuple[str, ...], arg("KEY=VALUE")] = (),
 ) -> int:
@@ -64,6 +65,7 @@ def train(
         record_keys: Write the order of the images to keys.jsonl.
         dry_run: Say what would be done, and stop.
         overwrite: Replace the run that --out holds.
+        track: Have the records in TensorBoard's format too, in OUT/tensorboard.
         json: Print one JSON object on stdout at the end.
         set: Any field of the recipe or of the model: --set model.depth=2 optim.name=sgd.
     """
@@ -90,6 +92,7 @@ def train(
         ema=ema,
         patience=patience,
         record_keys=record_keys,
+        track=track,
         dry_run=dry_run,
         overwrite=overwrite,
         set=settings(set),

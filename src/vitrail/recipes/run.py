@@ -25,12 +25,13 @@ from vitrail.training.checkpoint import Checkpoint, Checkpoints
 from vitrail.training.display import Display
 from vitrail.training.engine import Engine
 from vitrail.training.finish import Run, finish, nothing_left
-from vitrail.training.ledger import Ledger
+from vitrail.training.ledger import account
 from vitrail.training.loop import Data, Options, Session, lengths
 from vitrail.training.loop import run as run_loop
 from vitrail.training.output import Output
 from vitrail.training.recipe import Duration, Model, Recipe, with_settings
 from vitrail.training.state import State
+from vitrail.training.track import check_tracker, tracked
 from vitrail.weights.load import load_weights
 from vitrail.weights.read import description_of, fingerprint_of, labels_of
 
@@ -66,6 +67,7 @@ def train(
     set: Mapping[str, Any] | None = None,
     quiet: bool = True,
     command: str = "",
+    track: str | None = None,
 ) -> Run:
     """Train a model; the same call again continues an interrupted run, or does nothing.
 
@@ -77,6 +79,7 @@ def train(
         out: the folder for the model, the records and the report.
         quiet: say nothing on stderr.
         command: what the report gives as the way to go on.
+        track: ``tensorboard`` to have the records there too, in ``out``; None for nowhere else.
         The rest: as `vitrail train --help` says.
 
     Raises:
@@ -84,6 +87,7 @@ def train(
         Interrupted: Ctrl-C, after saving (a KeyboardInterrupt).
     """
     display, output = Display(quiet), Output(out)
+    check_tracker(track)
     words = _words(set or {}, seed=seed, precision=precision, batch_size=batch_size)
     _check_options(data, output.path, save_every, workers)
     name = recipe or ("finetune" if weights else "scratch")
@@ -136,7 +140,7 @@ def train(
         display.say(*told)
         total = lengths(chosen, len(opened.parts.train), options).total
         return Run(output.path, total, 0, {}, 0.0, None)
-    with output.locked():
+    with output.locked(), tracked(output, track):
         if not resumed:
             output.claim(settings, opened.prints)
         display.say(*told)  # only now: until here a mistake is one sentence and nothing else
@@ -147,11 +151,12 @@ def train(
             run_loop(session)
         except torch.OutOfMemoryError:
             raise Error(f"out of memory on {engine.name}: try a smaller --batch-size") from None
-        ledger = Ledger(
-            device=engine.name,
-            macs_per_image=cost(built).macs,
+        ledger = account(
+            state.learner,
+            engine,
             images=state.progress.images,
             seconds=session.seconds(),
+            records=output.metrics.read("step"),
         )
         facts = {**opened.facts, "val_fraction": held_out, "split_seed": words["seed"]}
         return finish(session, steps_before=before, ledger=ledger, data=facts, command=command)

@@ -28,6 +28,7 @@ OURS = (
     "metrics.jsonl",
     "keys.jsonl",
     "report.html",
+    "tensorboard",
     FOLDER,
 )
 

@@ -184,6 +184,8 @@ class Recipe:
         normalize: where the mean and deviation of pixels come from: ``model`` keeps those that the
             model (or its weights) came with, ``data`` measures them on the training images.
         compile: whether the model runs through `torch.compile`.
+        checkpointing: whether blocks are computed again on the way back instead of keeping their
+            insides: less memory for a third more arithmetic, and the same result bit for bit.
         weights: where the weights came from, for the record; None for random ones.
     """
 
@@ -202,6 +204,7 @@ class Recipe:
     precision: str = "fp32"
     normalize: str = "model"
     compile: bool = False
+    checkpointing: bool = False
     weights: str | None = None
 
     def __post_init__(self):

@@ -68,6 +68,7 @@ class State:
         self.recipe = recipe
         self.engine = engine
         self.model = model.to(engine.device, engine.dtype)
+        self.model.checkpointing = recipe.checkpointing
         self.optimizer = make_optimizer(self.model, recipe.optim)
         self.ema = None if recipe.ema is None else EMA(self.model, recipe.ema)
         self.progress = Progress()

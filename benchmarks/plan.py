@@ -28,11 +28,11 @@ from vitrail.training.trial import in_a_process, trial
 CASES = [
     ("vit_tiny_patch16_224", 8),
     ("vit_small_patch16_224", 8),
-    ("vit_base_patch16_224", 4),
+    ("vit_base_patch16_224", 2),
     ("cvt_13_224", 4),
     ("vit_base_r50_s16_224", 2),
-    ("pvt_tiny", 8),
-    ("resnetv2_50x1_bit", 4),
+    ("pvt_tiny", 4),
+    ("resnetv2_50x1_bit", 2),
 ]
 QUICK = CASES[:1]
 AT_ONCE = {"MALLOC_MMAP_THRESHOLD_": str(2**20)}

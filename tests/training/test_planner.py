@@ -31,13 +31,22 @@ def a_device(gib, peak=1e13):
 
 def test_the_micro_batch_is_the_largest_divisor_that_fits():
     config = config_of("vit_small_patch16_224")
-    step, takes, fits = fitting(config, Step(), 96, 4 * GIB)
+    step, takes, fits = fitting(config, Step(), 96, a_device(4))
     assert fits
     assert step.batch_size * step.accumulation == 96
     assert takes.peak <= 4 * GIB
     larger = min(n for n in range(step.batch_size + 1, 97) if 96 % n == 0)
     again = Step(batch_size=larger, accumulation=96 // larger)
     assert memory(config, again).peak > 4 * GIB
+
+
+def test_a_process_on_the_cpu_is_larger_than_its_tensors():
+    here = Device("this CPU", 4 * GIB, 1e11, 0.5, cpu=True)
+    made = plan("vit_small_patch16_224", batch_size=16, device=here)
+    assert made.peak == made.takes.peak + made.takes.held > made.takes.peak
+    assert made.to_json()["peak_bytes"] == made.peak
+    there = plan("vit_small_patch16_224", batch_size=16, device=a_device(4))
+    assert there.peak == there.takes.peak
 
 
 def test_checkpointing_is_proposed_where_it_helps_and_what_never_fits_is_said():
@@ -91,6 +100,10 @@ def test_many_gpus_by_formula():
     assert one.ddp == one.fsdp
     assert one.ddp_traffic == one.fsdp_traffic == 0
     assert eight.ddp_traffic == pytest.approx(2 * 7 / 8 * 4 * made.parameters)
+    size = 2 * 4 * made.parameters
+    assert eight.ddp_seconds == pytest.approx(size * 7 / 8 / 450e9)
+    within, between = 7 / 8 / 450e9, 127 / 128 / 8 / 25e9
+    assert many.ddp_seconds == pytest.approx(size * (within + between))
     assert many.images_per_gpu == 4
     assert many.compute == pytest.approx(made.seconds / 1024)
     assert many.fsdp.states == pytest.approx(many.ddp.states / 1024, rel=1e-6)
@@ -154,6 +167,16 @@ def test_the_memory_of_a_real_process(name, size, batch):
         pytest.skip("this system does not say how large a process is")
     _, process = predicted(config_for(name, size), step, on_gpu=False)
     assert process == pytest.approx(took.bytes, rel=0.25)
+
+
+def test_the_memory_of_a_real_process_under_checkpointing_without_mallocs_part():
+    step = Step(batch_size=8, ema=False, checkpointing=True, optimizer="sgd")
+    at_once = {"MALLOC_MMAP_THRESHOLD_": str(2**20)}
+    took = in_a_process("vit_tiny_patch16_224", step, steps=2, environment=at_once)
+    if took.bytes is None:
+        pytest.skip("this system does not say how large a process is")
+    tensors, _ = predicted(config_for("vit_tiny_patch16_224", None), step, on_gpu=False)
+    assert tensors == pytest.approx(took.bytes, rel=0.25)
 
 
 def test_measuring_runs_real_steps():

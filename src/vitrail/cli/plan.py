@@ -146,12 +146,13 @@ def _lines(one: Plan) -> list[str]:
         f"{100 * one.device.utilisation:.0f} % are assumed to be used",
         f"  step     {one.batch_size:,} images, {step.optimizer}{ema}{again}: {passes} of "
         f"{step.batch_size:,}",
-        f"  memory   {_gib(takes.peak)} at the peak, which {verdict}: weights "
+        f"  memory   {_gib(one.peak)} at the peak, which {verdict}: weights "
         f"{_gib(takes.weights)}, gradients {_gib(takes.gradients)}, optimiser "
         f"{_gib(takes.states)}, average {_gib(takes.averages)}, activations "
-        f"{_gib(takes.activations)}",
+        f"{_gib(takes.activations)}"
+        + (f", kept by malloc {_gib(takes.held)}" if one.device.cpu else ""),
     ]
-    if takes.evaluation > max(takes.peak, one.device.budget):
+    if takes.evaluation > max(one.peak, one.device.budget):
         lines.append(
             f"           looking at validation images takes more: {_gib(takes.evaluation)}"
         )

@@ -16,11 +16,14 @@ from vitrail.models.tape import Tape, inside, record
 
 
 class QuickGELU(nn.Module):
-    """x * sigmoid(1.702 x): CLIP's and CvT's activation."""
+    """x * sigmoid(1.702 x): CLIP's and CvT's activation.
+
+    As silu(1.702 x) / 1.702, which keeps one tensor for the way back where the product keeps two.
+    """
 
     def forward(self, x: Tensor) -> Tensor:
         """Any shape to the same shape."""
-        return x * torch.sigmoid(1.702 * x)
+        return F.silu(1.702 * x) / 1.702
 
 
 # JAX's nn.gelu is the tanh form; torch ports use the exact one. They differ by up to 4.7e-4.

@@ -48,12 +48,14 @@ class Device:
         budget: bytes that tensors may have.
         peak: operations a second, in the plan's precision.
         utilisation: the share of it that is assumed to be used.
+        cpu: whether it is one, whose process is larger than its tensors (`Memory.held`).
     """
 
     name: str
     budget: int
     peak: float
     utilisation: float
+    cpu: bool = False
 
 
 @dataclass(frozen=True)
@@ -87,6 +89,11 @@ class Plan:
     checkpointed: int | None = None
 
     @property
+    def peak(self) -> int:
+        """Bytes that the device must have: the tensors' on a GPU, the process's on a CPU."""
+        return self.takes.peak + self.device.cpu * self.takes.held
+
+    @property
     def exaflops(self) -> float:
         """Of the run; of one step where its length was not said."""
         steps = 1.0 if self.images is None else self.images / self.batch_size
@@ -114,7 +121,8 @@ class Plan:
             "micro_batch": self.step.batch_size,
             "accumulation": self.step.accumulation,
             "fits": self.fits,
-            "peak_bytes": self.takes.peak,
+            "peak_bytes": self.peak,
+            "tensor_bytes": self.takes.peak,
             "budget_bytes": self.device.budget,
             "evaluation_bytes": self.takes.evaluation,
             "bytes": {
@@ -160,11 +168,11 @@ def plan(
     """
     config = config_for(name, image_size)
     wanted = step or Step()
-    found, takes, fits = fitting(config, wanted, batch_size, device.budget)
+    found, takes, fits = fitting(config, wanted, batch_size, device)
     checkpointed = None
     if not wanted.checkpointing and found.batch_size < batch_size:
         again = replace(wanted, checkpointing=True)
-        other, _, there = fitting(config, again, batch_size, device.budget)
+        other, _, there = fitting(config, again, batch_size, device)
         if there and (not fits or other.batch_size > found.batch_size):
             checkpointed = other.batch_size
     figures = cost(config)
@@ -193,13 +201,13 @@ def config_for(name: str, image_size: Size | None) -> ModelConfig:
 
 
 def predicted(config: ModelConfig, step: Step, on_gpu: bool) -> tuple[int, int]:
-    """Bytes of a step's tensors, and of a process that holds them."""
+    """Bytes of a step's tensors, and of what holds them: a process on the CPU is larger."""
     takes = memory(config, step)
-    return takes.peak, takes.peak
+    return takes.peak, takes.peak + (0 if on_gpu else takes.held)
 
 
 def fitting(
-    config: ModelConfig, step: Step, batch_size: int, budget: int
+    config: ModelConfig, step: Step, batch_size: int, device: Device
 ) -> tuple[Step, Memory, bool]:
     """The largest micro-batch that divides a batch and fits: the step, its memory, whether it fits.
 
@@ -209,7 +217,7 @@ def fitting(
     for micro in (n for n in range(batch_size, 0, -1) if batch_size % n == 0):
         one = replace(step, batch_size=micro, accumulation=batch_size // micro)
         takes = memory(config, one)
-        tried = one, takes, takes.peak <= budget
+        tried = one, takes, takes.peak + device.cpu * takes.held <= device.budget
         if tried[2]:
             break
     assert tried is not None
@@ -245,7 +253,7 @@ def this_machine(name: str | None, precision: str, gib: float | None = None) -> 
         return Device(words, usable_gpu(round(total)), peak, UTILISATION)
     budget = FREE * free_memory() if gib is None else gib * GIB
     words = f"this CPU, {threads} thread{'s' if threads > 1 else ''}"
-    return Device(words, round(budget), peak, UTILISATION_CPU)
+    return Device(words, round(budget), peak, UTILISATION_CPU, cpu=True)
 
 
 def usable_gpu(total: int) -> int:
@@ -328,7 +336,7 @@ def measure(
         step.batch_size,
         large,
         largest,
-        memory(config, step).peak,
+        predicted(config, step, on_gpu)[1],
     )
 
 
@@ -349,13 +357,14 @@ class Scaled:
     fsdp: Memory
     ddp_traffic: float
     fsdp_traffic: float
-    link: float
+    ddp_seconds: float
+    fsdp_seconds: float
     compute: float
     checkpoint: int
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values."""
-        images = self.gpus * self.images_per_gpu / max(self.compute, self.ddp_traffic / self.link)
+        images = self.gpus * self.images_per_gpu / max(self.compute, self.ddp_seconds)
         return {
             "gpus": self.gpus,
             "images_per_gpu": self.images_per_gpu,
@@ -363,9 +372,9 @@ class Scaled:
             "fsdp_bytes": self.fsdp.peak,
             "compute_seconds": self.compute,
             "ddp_traffic_bytes": self.ddp_traffic,
-            "ddp_traffic_seconds": self.ddp_traffic / self.link,
+            "ddp_traffic_seconds": self.ddp_seconds,
             "fsdp_traffic_bytes": self.fsdp_traffic,
-            "fsdp_traffic_seconds": self.fsdp_traffic / self.link,
+            "fsdp_traffic_seconds": self.fsdp_seconds,
             "images_per_second": images,
             "data_bytes_per_second": images * PICTURE,
             "checkpoint_bytes": self.checkpoint,
@@ -378,8 +387,9 @@ def scale(made: Plan, gpus: Sequence[int], name: str) -> list[Scaled]:
 
     DDP adds up the gradients of all (a ring passes 2 (n-1)/n of them through each GPU); FSDP
     gathers the weights forward and backward and scatters the gradients' sums ((n-1)/n of each,
-    weights in the run's precision, gradients in float32). Both happen while the step computes, so
-    the longer of the two is what a step takes.
+    weights in the run's precision, gradients in float32). Within a machine of 8 that goes over the
+    card's own link; between machines each GPU sends an eighth of it over the network. Both happen
+    while the step computes, so the longer of the two is what a step takes.
 
     Raises:
         Error: a batch that cannot be shared out, or a device that is no card.
@@ -396,17 +406,32 @@ def scale(made: Plan, gpus: Sequence[int], name: str) -> list[Scaled]:
         step = replace(made.step, batch_size=each, accumulation=1)
         small = 2 if made.step.precision in ("bf16", "fp16") else 4
         share, numbers = (count - 1) / count, made.parameters
+        ddp, fsdp = 2 * 4 * numbers, (2 * small + 4) * numbers
         rows.append(
             Scaled(
                 gpus=count,
                 images_per_gpu=each,
                 ddp=memory(config, step),
                 fsdp=memory(config, replace(step, shards=count)),
-                ddp_traffic=2 * share * 4 * numbers,
-                fsdp_traffic=share * (2 * small + 4) * numbers,
-                link=known.link if count <= A_MACHINE else NETWORK,
+                ddp_traffic=share * ddp,
+                fsdp_traffic=share * fsdp,
+                ddp_seconds=exchange(ddp, count, known.link),
+                fsdp_seconds=exchange(fsdp, count, known.link),
                 compute=made.seconds / count,
                 checkpoint=made.checkpoint_bytes,
             )
         )
     return rows
+
+
+def exchange(size: float, gpus: int, link: float) -> float:
+    """Seconds in which ``size`` bytes go once around all GPUs, machines of `A_MACHINE` at a time.
+
+    Args:
+        size: of what is gathered or scattered; an addition over all is both, so twice that.
+        link: bytes a second within a machine.
+    """
+    inside, machines = min(gpus, A_MACHINE), ceil(gpus / A_MACHINE)
+    within = (inside - 1) / inside / link
+    between = (machines - 1) / machines / inside / NETWORK
+    return size * (within + between)

@@ -5,7 +5,7 @@ from math import prod
 from typing import Any
 
 # How many tensors of its input's size an activation function keeps beyond the next layer's input.
-KEPT_BY_ACTIVATION = {"gelu": 1, "gelu_tanh": 1, "quick_gelu": 2, "relu": 0, "silu": 1}
+KEPT_BY_ACTIVATION = {"gelu": 1, "gelu_tanh": 1, "quick_gelu": 1, "relu": 0, "silu": 1}
 
 
 @dataclass(frozen=True)

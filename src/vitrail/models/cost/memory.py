@@ -34,6 +34,11 @@ HALF = ("bf16", "fp16")
 # Numbers that an optimiser keeps for each one that it trains; Adafactor's are sums over rows and
 # columns, a few thousandths of a model.
 STATES = {"adamw": 2.0, "sgd": 1.0, "lamb": 2.0, "adafactor": 0.0}
+# glibc's malloc keeps the space of tensors that come and go, up to 32 MiB each, and what comes next
+# does not quite fit into it: a process on the CPU is larger than its tensors by about as much as
+# the largest block keeps, so many times. Measured (benchmarks/plan.py), not derived.
+HELD = {False: 2, True: 4}  # without and with checkpointing
+LARGEST_HELD = 32 * 2**20
 # Where a layer belongs to a block that is checkpointed; a first stage is 0 on the tape and may be
 # 1 in the state dict.
 BLOCK = re.compile(
@@ -54,6 +59,7 @@ class Memory:
         activations: kept for the way back, at the end of the way forward.
         peak: the most there is at once.
         evaluation: the most there is at once when 64 pictures are evaluated.
+        held: what glibc's malloc is taken to hold on to beside them; see `HELD`.
     """
 
     weights: int
@@ -64,6 +70,7 @@ class Memory:
     activations: int
     peak: int
     evaluation: int
+    held: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,6 +131,7 @@ def memory(
         activations=walk.kept,
         peak=base + gathered + max(walk.peak, weights),
         evaluation=weights + averages + states + gathered + walk.evaluation(64),
+        held=HELD[step.checkpointing] * walk.largest_block(),
     )
 
 
@@ -227,6 +235,15 @@ class _Walk:
                 self._meet(kept + again + casts + gradients + self.passed(layer, before))
                 again -= self.held(layer)
                 casts -= self.cast(layer)
+
+    def largest_block(self) -> int:
+        """Bytes that the largest block keeps in tensors that malloc holds on to."""
+        blocks = (group for group in self.groups if block_of(group[0].name) is not None)
+        return max((sum(map(self._small, block)) for block in blocks), default=0)
+
+    def _small(self, layer: Layer) -> int:
+        tensor = self.step.batch_size * prod(layer.shape) * self.narrow
+        return self.held(layer) if tensor <= LARGEST_HELD else 0
 
     def _meet(self, sum_of_it: int) -> None:
         self.peak = max(self.peak, sum_of_it)

@@ -144,6 +144,7 @@ def test_the_command_answers_in_json_and_in_words():
 @pytest.mark.parametrize(
     "wrong",
     [
+        (),
         ("B/17",),
         ("B/16", "--device", "h10"),
         ("B/16", "--device", "v100", "--precision", "bf16"),

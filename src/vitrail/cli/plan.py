@@ -64,6 +64,8 @@ def plan(
     from vitrail.training.planner import plan as work
     from vitrail.training.planner import scale, this_machine
 
+    if not models:
+        raise Error("name a model, such as B/16; `vitrail models` lists them")
     _check(batch_size, memory, utilisation, images, epochs)
     if measure and device is not None and device.partition(":")[0] not in ("cpu", "cuda"):
         raise Error(f"--measure runs on this machine, and {device} is a data sheet")

@@ -9,7 +9,7 @@ import os
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from math import ceil
+from math import ceil, isqrt
 from pathlib import Path
 from typing import Any
 
@@ -214,7 +214,7 @@ def fitting(
     Where not even one picture fits, the step of one picture.
     """
     tried = None
-    for micro in (n for n in range(batch_size, 0, -1) if batch_size % n == 0):
+    for micro in _divisors(batch_size):
         one = replace(step, batch_size=micro, accumulation=batch_size // micro)
         takes = memory(config, one)
         tried = one, takes, takes.peak + device.cpu * takes.held <= device.budget
@@ -222,6 +222,12 @@ def fitting(
             break
     assert tried is not None
     return tried
+
+
+def _divisors(number: int) -> list[int]:
+    """The largest first."""
+    small = [n for n in range(1, isqrt(number) + 1) if number % n == 0]
+    return sorted({*small, *(number // n for n in small)}, reverse=True)
 
 
 def this_machine(name: str | None, precision: str, gib: float | None = None) -> Device:

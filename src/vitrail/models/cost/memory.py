@@ -37,7 +37,7 @@ STATES = {"adamw": 2.0, "sgd": 1.0, "lamb": 2.0, "adafactor": 0.0}
 # glibc's malloc keeps the space of tensors that come and go, up to 32 MiB each, and what comes next
 # does not quite fit into it: a process on the CPU is larger than its tensors by about as much as
 # the largest block keeps, so many times. Measured (benchmarks/plan.py), not derived.
-HELD = {False: 2, True: 4}  # without and with checkpointing
+HELD = {False: 2.0, True: 2.5}  # without and with checkpointing
 LARGEST_HELD = 32 * 2**20
 # Where a layer belongs to a block that is checkpointed; a first stage is 0 on the tape and may be
 # 1 in the state dict.
@@ -131,7 +131,7 @@ def memory(
         activations=walk.kept,
         peak=base + gathered + max(walk.peak, weights),
         evaluation=weights + averages + states + gathered + walk.evaluation(64),
-        held=HELD[step.checkpointing] * walk.largest_block(),
+        held=round(HELD[step.checkpointing] * walk.largest_block()),
     )
 
 

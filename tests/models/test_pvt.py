@@ -14,7 +14,7 @@ from tests.reference.torchvision_stub import timm
 from vitrail import Error, Recorded, Tape
 from vitrail.models.base import height_width
 from vitrail.models.cost import cost
-from vitrail.models.parts import drop_paths
+from vitrail.models.parts import drop_paths, set_drop_path_draws
 from vitrail.models.zoo import create_model, from_config, list_models, resolve
 from vitrail.weights.load import load_weights
 
@@ -117,6 +117,7 @@ def test_macs_are_those_that_torch_counts(name):
 @pytest.mark.parametrize("name", VARIANTS)
 def test_activations_are_what_autograd_keeps(name):
     model = small(name).float().train()
+    set_drop_path_draws(model, torch.ones(4, len(drop_paths(model))))  # nothing is dropped
     images = images_for(model, batch=4).float()
     own = {t.untyped_storage().data_ptr() for t in [*model.parameters(), *model.buffers()]}
     kept = {}

@@ -18,11 +18,13 @@ from collections.abc import Callable, Sequence
 
 from vitrail import __version__
 from vitrail.cli import arguments
+from vitrail.cli.compare import compare
 from vitrail.cli.convert import convert
 from vitrail.cli.demo import demo
 from vitrail.cli.doctor import doctor
 from vitrail.cli.evaluate import evaluate
 from vitrail.cli.models import models
+from vitrail.cli.plan import plan
 from vitrail.cli.predict import predict
 from vitrail.cli.probe import probe
 from vitrail.cli.train import train
@@ -48,6 +50,8 @@ VERBS: dict[str, Callable[..., int]] = {
     "models": models,
     "convert": convert,
     "verify": verify,
+    "plan": plan,
+    "compare": compare,
 }
 
 

@@ -40,6 +40,7 @@ def train(
     seeds: Annotated[int, arg("N")] = 1,
     teacher: Annotated[str | None, arg("SOURCE")] = None,
     tiny: bool = False,
+    track: Annotated[Literal["tensorboard"] | None, arg("tensorboard")] = None,
     json: bool = False,
     set: Annotated[tuple[str, ...], arg("KEY=VALUE")] = (),
 ) -> int:
@@ -82,6 +83,7 @@ def train(
         seeds: Train so many times with seeds one apart, in DIR/seed-K; mean and deviation.
         teacher: A model folder to learn from besides the labels (deit_distill).
         tiny: Shrink model and run to see on a laptop that a recipe works.
+        track: Have the records in TensorBoard's format too, in OUT/tensorboard.
         json: Print one JSON object on stdout at the end.
         set: Any field of the recipe or of the model: --set model.depth=2 optim.name=sgd.
     """
@@ -111,6 +113,7 @@ def train(
         ema=ema,
         patience=patience,
         record_keys=record_keys,
+        track=track,
         dry_run=dry_run,
         overwrite=overwrite,
         seeds=seeds,

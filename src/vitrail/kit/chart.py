@@ -30,10 +30,18 @@ _THEME = {
     "#0a0002": "var(--series-2, #c2500a)",
     "#0a0003": "var(--series-3, #00795c)",
     "#0a0004": "var(--series-4, #a1447f)",
+    "#0a0005": "var(--series-5, #2f86b5)",
+    "#0a0006": "var(--series-6, #876a00)",
+    "#0a0007": "var(--series-7, #4a4a4a)",
+    "#0a0008": "var(--series-8, #c43d4b)",
 }
 LONGEST_NAME = 30  # characters of a line's name in the legend
 _QUIET, _FAINT, *_SERIES = _THEME
-_DASHES = ("-", (0, (5, 2)), (0, (1.5, 1.5)), (0, (5, 1.5, 1, 1.5)))
+_DASHES = (
+    *("-", (0, (5, 2)), (0, (1.5, 1.5)), (0, (5, 1.5, 1, 1.5))),
+    *((0, (9, 2)), (0, (3, 1)), (0, (1, 3)), (0, (9, 1.5, 1, 1.5, 1, 1.5))),
+)
+MOST = len(_SERIES)
 
 
 @dataclass(frozen=True)
@@ -64,7 +72,7 @@ def line_chart(
     log_x: bool = False,
     size: tuple[int, int] = (440, 260),
 ) -> str:
-    """Draw one to four lines over one pair of axes.
+    """Draw one to eight lines over one pair of axes.
 
     Args:
         title: says what is drawn, for a screen reader; the page prints its own caption.

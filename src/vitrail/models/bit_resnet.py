@@ -88,11 +88,21 @@ class PreActivationBottleneck(nn.Module):
 
     def forward(self, x: Tensor, tape: Tape | None = None) -> Tensor:
         """[b c h w] to [b c' h' w']; records ``out``."""
-        normed = F.relu(self.norm1(x), inplace=True)
-        shortcut = self.downsample(normed) if isinstance(self.downsample, Projection) else x
+        whole = tape is not None
+        if isinstance(self.downsample, Projection):
+            normed = F.relu(self.norm1(x), inplace=True)
+            shortcut = self.downsample(normed)
+            x = self.drop_path.around(normed, self.branch, shortcut=shortcut, whole=whole)
+        else:
+            x = self.drop_path.around(
+                x, lambda kept: self.branch(F.relu(self.norm1(kept), inplace=True)), whole=whole
+            )
+        return record(tape, "out", x)
+
+    def branch(self, normed: Tensor) -> Tensor:
+        """What is added to the shortcut, from the normed and rectified input."""
         inner = self.conv2(F.relu(self.norm2(self.conv1(normed)), inplace=True))
-        inner = self.conv3(F.relu(self.norm3(inner), inplace=True))
-        return record(tape, "out", shortcut + self.drop_path(inner))
+        return self.conv3(F.relu(self.norm3(inner), inplace=True))
 
 
 class BiTStem(nn.Module):

@@ -254,8 +254,16 @@ class CvTBlock(nn.Module):
 
     def forward(self, x: Tensor, tape: Tape | None, grid: Grid) -> Tensor:
         """[b n d] to [b n d]; records ``attention``, ``mlp.hidden`` and ``out``."""
-        x = x + self.drop_path1(self.attn(self.norm1(x), grid, tape))
-        x = x + self.drop_path2(self.mlp(self.norm2(x), inside(tape, "mlp")))
+        # Batch norm in the projections: its statistics are those of all samples, dropped or not.
+        whole = tape is not None
+        x = self.drop_path1.around(
+            x,
+            lambda kept: self.attn(self.norm1(kept), grid, tape),
+            whole=whole or self.attn.convolved,
+        )
+        x = self.drop_path2.around(
+            x, lambda kept: self.mlp(self.norm2(kept), inside(tape, "mlp")), whole=whole
+        )
         return record(tape, "out", x)
 
 

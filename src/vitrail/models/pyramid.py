@@ -189,9 +189,12 @@ class PyramidBlock(nn.Module):
 
     def forward(self, x: Tensor, tape: Tape | None, grid: Grid) -> Tensor:
         """[b n d] on a grid to [b n d]; records ``attention``, ``mlp.hidden`` and ``out``."""
-        x = x + self.drop_path1(self.attn(self.norm1(x), tape, grid))
+        whole = tape is not None
+        x = self.drop_path1.around(
+            x, lambda kept: self.attn(self.norm1(kept), tape, grid), whole=whole
+        )
         where = (inside(tape, "mlp"), *[grid] * isinstance(self.mlp, ConvMlp))
-        x = x + self.drop_path2(self.mlp(self.norm2(x), *where))
+        x = self.drop_path2.around(x, lambda kept: self.mlp(self.norm2(kept), *where), whole=whole)
         return record(tape, "out", x)
 
 

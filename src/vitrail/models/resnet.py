@@ -99,6 +99,7 @@ class Bottleneck(nn.Module):
         """[b c h w] to [b c' h' w']; records ``out``."""
         inner = self.act(self.bn1(self.conv1(x)))
         inner = self.act(self.bn2(self.mix(inner, tape)))
+        # Masked, not skipped: batch norm's statistics are those of all samples.
         inner = self.drop_path(self.bn3(self.conv3(inner)))
         return record(tape, "out", self.act(inner + self.shortcut(x)))
 

@@ -32,12 +32,13 @@ from vitrail.training.checkpoint import Checkpoint, Checkpoints
 from vitrail.training.display import Display
 from vitrail.training.engine import Engine
 from vitrail.training.finish import Run, finish, nothing_left
-from vitrail.training.ledger import Ledger
+from vitrail.training.ledger import account
 from vitrail.training.loop import Data, Options, Session, lengths
 from vitrail.training.loop import run as run_loop
 from vitrail.training.output import Output
 from vitrail.training.recipe import Duration, Model, Recipe, with_settings
 from vitrail.training.state import State
+from vitrail.training.track import check_tracker, tracked
 from vitrail.weights.load import load_weights
 from vitrail.weights.read import description_of, fingerprint_of, labels_of
 
@@ -78,6 +79,7 @@ def train(
     record: Mapping[str, Any] | None = None,
     quiet: bool = True,
     command: str = "",
+    track: str | None = None,
 ) -> Run:
     """Train a model; the same call again continues an interrupted run, or does nothing.
 
@@ -91,6 +93,7 @@ def train(
         record: more facts for the ``vitrail`` section of the model folder's `config.json`.
         quiet: say nothing on stderr.
         command: what the report gives as the way to go on.
+        track: ``tensorboard`` to have the records there too, in ``out``; None for nowhere else.
         The rest: as `vitrail train --help` says.
 
     Raises:
@@ -103,6 +106,7 @@ def train(
         raise Error(f"seeds must be at least 1, not {seeds}")
     if seeds > 1:
         return over_seeds(train, given, display)
+    check_tracker(track)
     words = _words(set or {}, seed=seed, precision=precision, batch_size=batch_size)
     _check_options(data, output.path, save_every, workers)
     name, _, variant = (recipe or ("finetune" if weights else "scratch")).partition(":")
@@ -175,7 +179,6 @@ def train(
         told += _load(built, str(weights))
     if checkpoint is None and chosen.fit is not None:
         built.preprocessing = built.preprocessing.fitted(chosen.fit)
-    macs = cost(built).macs
     objective, more = objective_for(chosen, built, opened.parts.train)
     told += more
     told += [f"{note}; going back to the one before" for note in notes]
@@ -183,7 +186,7 @@ def train(
         display.say(*told)
         total = lengths(chosen, len(opened.parts.train), options).total
         return Run(output.path, total, 0, {}, 0.0, None)
-    with output.locked():
+    with output.locked(), tracked(output, track):
         if not resumed:
             output.claim(settings, opened.prints)
         display.say(*told)  # only now: until here a mistake is one sentence and nothing else
@@ -194,11 +197,12 @@ def train(
             run_loop(session)
         except torch.OutOfMemoryError:
             raise Error(f"out of memory on {engine.name}: try a smaller --batch-size") from None
-        ledger = Ledger(
-            device=engine.name,
-            macs_per_image=macs,
+        ledger = account(
+            state.learner,
+            engine,
             images=state.progress.images,
             seconds=session.seconds(),
+            records=output.metrics.read("step"),
         )
         facts = {**opened.facts, "val_fraction": held_out, "split_seed": words["seed"]}
         return finish(

@@ -28,6 +28,7 @@ OURS = (
     "metrics.jsonl",
     "keys.jsonl",
     "report.html",
+    "tensorboard",
     FOLDER,
 )
 # What may lie in a run's folder besides and is left alone: the runs that its rate was picked by.

@@ -76,6 +76,8 @@ class Recipe:
             after: ``crop``, ``squash`` or ``letterbox``, the whole picture in the last two (see
             `Preprocessing`); None keeps the model's way.
         compile: whether the model runs through `torch.compile`.
+        checkpointing: whether blocks are computed again on the way back instead of keeping their
+            insides: less memory for a third more arithmetic, and the same result bit for bit.
         weights: where the weights came from, for the record; None for random ones.
         teacher: where the teacher came from, for the record.
     """
@@ -105,6 +107,7 @@ class Recipe:
     normalize: str = "model"
     fit: str | None = None
     compile: bool = False
+    checkpointing: bool = False
     weights: str | None = None
     teacher: str | None = None
 

@@ -235,23 +235,23 @@ def _curves(section: Section, records: Sequence[Mapping[str, Any]]) -> None:
         (
             "Loss",
             False,
-            [_line("training", steps, "loss"), _line("validation", evals, "loss", "lowest")],
+            [curve("training", steps, "loss"), curve("validation", evals, "loss", "lowest")],
         ),
         (
             "Accuracy",
             True,
             [
-                _line("training", steps, "accuracy"),
-                _line("validation", evals, "top1", "highest"),
+                curve("training", steps, "accuracy"),
+                curve("validation", evals, "top1", "highest"),
                 # With at most five classes top-5 is always 1.
-                _line("top-5", [r for r in evals if r.get("top5") != 1], "top5"),
+                curve("top-5", [r for r in evals if r.get("top5") != 1], "top5"),
             ],
         ),
     ]
     course = [
-        ("Learning rate", False, [_line("learning rate", steps, "lr")]),
-        ("Gradient norm", False, [_line("gradient norm", steps, "grad_norm")]),
-        ("Images per second", False, [_line("images per second", steps, "images_per_second")]),
+        ("Learning rate", False, [curve("learning rate", steps, "lr")]),
+        ("Gradient norm", False, [curve("gradient norm", steps, "grad_norm")]),
+        ("Images per second", False, [curve("images per second", steps, "images_per_second")]),
     ]
     for row, size in ((quality, (380, 240)), (course, (300, 200))):
         drawn = []
@@ -298,8 +298,8 @@ def _settings(section: Section, settings: Mapping[str, Any]) -> None:
     groups = {name: value for name, value in settings.items() if _is_group(value)}
     single = {name: value for name, value in settings.items() if not _is_group(value)}
     for title, group in {"": single, **groups}.items():
-        if flat := _flat(group):
-            section.facts({name: _setting(value) for name, value in flat.items()}, title=title)
+        if inside := flat(group):
+            section.facts({name: setting(value) for name, value in inside.items()}, title=title)
 
 
 def _compute(
@@ -310,10 +310,18 @@ def _compute(
         "images": ("Images seen", show),
         "seconds": ("Time", duration),
         "images_per_second": ("Images per second, all in all", lambda rate: f"{rate:,.0f}"),
+        "training_rate": ("Images per second, of the steps", lambda rate: f"{rate:,.0f}"),
         "macs_per_image": ("Multiply-adds an image", _short),
         "flops": ("Operations, forward and backward", lambda flops: f"{flops:.3g}"),
         "exaflops": ("The same in exaFLOPs", lambda flops: f"{flops:.3g}"),
         "device_hours": ("Device hours", lambda hours: f"{hours:.3g}"),
+        "tpuv3_core_days": ("The same in the ViT paper's TPUv3-core-days", lambda n: f"{n:.3g}"),
+        "passes": ("A training step, in forward passes", lambda passes: f"{passes:.3g}"),
+        "matmul_peak": (
+            "The device's best matrix product, measured",
+            lambda peak: f"{peak / 1e9:,.0f} GFLOP/s",
+        ),
+        "mfu": ("The share of it that training used (MFU)", lambda share: _percent(share, 1)),
     }
     facts = {
         title: words(ledger[name])
@@ -329,7 +337,8 @@ def _compute(
     section.facts(facts)
     section.text(
         "Operations are counted from the layers, two a multiply-add, and a training step as three "
-        "forward passes: they do not depend on the machine."
+        "forward passes where all of the model is trained: they do not depend on the machine. "
+        "A TPUv3-core-day is what the ViT paper's L/16 made of one: 2.3 exaFLOPs."
     )
 
 
@@ -345,9 +354,10 @@ def _going_on(section: Section, command: str, folder: Path) -> None:
 # -- numbers and words ---------------------------------------------------------------------------
 
 
-def _line(
+def curve(
     name: str, records: Sequence[Mapping[str, Any]], field: str, best: str = ""
 ) -> Line | None:
+    """A field of records over their steps, thinned to what can be seen; None if there is none."""
     points = [(float(r["step"]), float(r[field])) for r in records if r.get(field) is not None]
     if not points:
         return None
@@ -364,17 +374,18 @@ def _is_group(value: Any) -> bool:
     return isinstance(value, Mapping) and set(value) != {"value", "unit"}
 
 
-def _flat(group: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
+def flat(group: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested settings under dotted names."""
+    found: dict[str, Any] = {}
     for name, value in group.items():
         if _is_group(value):
-            flat |= _flat(value, f"{prefix}{name}.")
+            found |= flat(value, f"{prefix}{name}.")
         else:
-            flat[prefix + name] = value
-    return flat
+            found[prefix + name] = value
+    return found
 
 
-def _setting(value: Any) -> str:
+def setting(value: Any) -> str:
     """As it would be typed: no commas in numbers, unlike in prose."""
     if value is None:
         return "none"
@@ -383,7 +394,7 @@ def _setting(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:g}"
     if isinstance(value, Sequence) and not isinstance(value, str):
-        return ", ".join(_setting(item) for item in value) or "none"
+        return ", ".join(setting(item) for item in value) or "none"
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 

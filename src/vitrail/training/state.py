@@ -76,6 +76,7 @@ class State:
         self.recipe = recipe
         self.engine = engine
         self.model = model.to(engine.device, engine.dtype)
+        self.model.checkpointing = recipe.checkpointing
         objective = objective or make_objective(recipe, self.model)
         objective.to(engine.device, engine.dtype)
         self.optimizer = make_optimizer(self.model, recipe.optim, objective)

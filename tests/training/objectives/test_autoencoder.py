@@ -2,11 +2,13 @@
 
 import pytest
 import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
 
 from tests.conftest import randomise
 from tests.models.authors import cases, fill, images_of
 from vitrail.kit.errors import Error
-from vitrail.models.zoo import from_config
+from vitrail.models.zoo import create_model, from_config
 from vitrail.training.objectives import Example, MaskedAutoencoder
 
 CASES = cases("mae")
@@ -80,3 +82,15 @@ def test_relative_positions_are_refused():
     model = from_config("vit", {**CASES["normalised pixels"]["config"], "position": "relative"})
     with pytest.raises(Error, match="added at the input"):
         MaskedAutoencoder(model)
+
+
+def test_macs_are_those_of_what_is_computed():
+    model = create_model("vit_nano_patch7_28", num_classes=0)
+    objective = MaskedAutoencoder(model, share=0.75, decoder=(24, 2, 2))
+    images = torch.randn(1, 3, 28, 28)
+    batch = Example(images, torch.zeros(1, dtype=torch.int64), epochs=[0], indices=[0])
+    counter = FlopCounterMode(display=False)
+    # Fused attention on the CPU is not counted.
+    with counter, torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
+        objective(model, batch)
+    assert objective.macs(model) == counter.get_total_flops() // 2

@@ -17,8 +17,8 @@ all parameters being trained and attention fused:
     GroupNorm, BatchNorm    its input (GroupNorm: and 2 numbers a group)
     max-pooling             its input, and 8 bytes for each place found
     attention               queries, keys, values, its output, and 1 number a head and query
-    activation function     its input (quick_gelu: twice; relu: its output, which is the next
-                            layer's input and already counted there)
+    activation function     its input (relu: its output, which is the next layer's input and
+                            already counted there)
     LayerScale              its input
     dropout, where used     a mask of its input's size
     residual sum, position  nothing

@@ -2,9 +2,10 @@
 
 from dataclasses import dataclass
 from math import prod
+from typing import Any
 
 # How many tensors of its input's size an activation function keeps beyond the next layer's input.
-KEPT_BY_ACTIVATION = {"gelu": 1, "gelu_tanh": 1, "quick_gelu": 2, "relu": 0, "silu": 1}
+KEPT_BY_ACTIVATION = {"gelu": 1, "gelu_tanh": 1, "quick_gelu": 1, "relu": 0, "silu": 1}
 
 
 @dataclass(frozen=True)
@@ -18,6 +19,9 @@ class Layer:
         parameters: trainable numbers; fixed tables have none.
         macs: multiply-adds.
         activations: elements that the layer keeps for the backward pass.
+        full: those of them that stay as wide as the weights under 16-bit autocast.
+        copied: whether it computes with a copy of its weights, such as standardised filters, which
+            is kept once for the whole batch.
     """
 
     name: str
@@ -25,12 +29,14 @@ class Layer:
     parameters: int = 0
     macs: int = 0
     activations: int = 0
+    full: int = 0
+    copied: bool = False
 
 
 class Anatomy(list[Layer]):
     """Layers being written down, with a method for each kind that families share."""
 
-    def add(self, name: str, shape: tuple[int, ...], **counts: int) -> None:
+    def add(self, name: str, shape: tuple[int, ...], **counts: Any) -> None:
         """A layer that is its own kind; ``counts`` are fields of `Layer`."""
         self.append(Layer(name, shape, **counts))
 
@@ -42,6 +48,7 @@ class Anatomy(list[Layer]):
         grid: tuple[int, int],
         kept: int,
         bias: bool = True,
+        copied: bool = False,
     ) -> None:
         """A square convolution from and to so many ``channels``, giving (*grid, channels[1])."""
         weights = channels[0] * channels[1] * kernel**2
@@ -51,6 +58,7 @@ class Anatomy(list[Layer]):
             parameters=weights + channels[1] * bias,
             macs=weights * prod(grid),
             activations=kept,
+            copied=copied,
         )
 
     def linear(
@@ -74,12 +82,12 @@ class Anatomy(list[Layer]):
     def norm(self, name: str, tokens: tuple[int, ...], width: int) -> None:
         """A LayerNorm."""
         kept = prod(tokens) * (width + 2)
-        self.add(name, (*tokens, width), parameters=2 * width, activations=kept)
+        self.add(name, (*tokens, width), parameters=2 * width, activations=kept, full=kept)
 
     def group_norm(self, name: str, grid: tuple[int, int], width: int, groups: int) -> None:
         """A GroupNorm of a map; a mean and a deviation for each group."""
         kept = prod(grid) * width + 2 * groups
-        self.add(name, (*grid, width), parameters=2 * width, activations=kept)
+        self.add(name, (*grid, width), parameters=2 * width, activations=kept, full=kept)
 
     def batch_norm(self, name: str, grid: tuple[int, int], width: int) -> None:
         """A BatchNorm of a map, whose statistics are the batch's."""

@@ -15,7 +15,7 @@ def bit_layers(config: BiTConfig, size: tuple[int, int]) -> list[Layer]:
     anatomy.add("images", (*size, c.in_channels))
     grid, pixels = strided(size, 2), prod(size) * c.in_channels
     channels = (c.in_channels, c.stem_width)
-    anatomy.convolution("stem.conv", channels, 7, grid, pixels, bias=False)
+    anatomy.convolution("stem.conv", channels, 7, grid, pixels, bias=False, copied=True)
     bordered, grid = (grid[0] + 2) * (grid[1] + 2), strided(grid, 2)
     kept = (bordered + INDEX * prod(grid)) * c.stem_width
     anatomy.add("stem", (*grid, c.stem_width), activations=kept)
@@ -40,14 +40,24 @@ def _block(
     before = prod(grid)
     anatomy.group_norm(f"{name}.norm1", grid, channels[0], GROUPS)
     if stride != 1 or channels[0] != outside:  # of the same input as conv1
-        anatomy.convolution(f"{name}.downsample.conv", channels, 1, after, kept=0, bias=False)
+        anatomy.convolution(
+            f"{name}.downsample.conv", channels, 1, after, kept=0, bias=False, copied=True
+        )
     anatomy.convolution(
-        f"{name}.conv1", (channels[0], inner), 1, grid, before * channels[0], bias=False
+        f"{name}.conv1",
+        (channels[0], inner),
+        1,
+        grid,
+        before * channels[0],
+        bias=False,
+        copied=True,
     )
     anatomy.group_norm(f"{name}.norm2", grid, inner, GROUPS)
-    anatomy.convolution(f"{name}.conv2", (inner, inner), 3, after, before * inner, bias=False)
+    anatomy.convolution(
+        f"{name}.conv2", (inner, inner), 3, after, before * inner, bias=False, copied=True
+    )
     anatomy.group_norm(f"{name}.norm3", after, inner, GROUPS)
     kept = prod(after) * inner
-    anatomy.convolution(f"{name}.conv3", (inner, outside), 1, after, kept, bias=False)
+    anatomy.convolution(f"{name}.conv3", (inner, outside), 1, after, kept, bias=False, copied=True)
     anatomy.add(f"{name}.out", (*after, outside))
     return after

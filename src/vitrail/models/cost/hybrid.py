@@ -37,7 +37,7 @@ def _padded(grid: Grid, kernel: int, stride: int) -> int:
 def _stem(anatomy: Anatomy, c: HybridConfig, name: str, size: Grid) -> Grid:
     channels, grid = (c.in_channels, c.stem_width), strided(size, 2)
     kept = _padded(size, 7, 2) * c.in_channels
-    anatomy.convolution(f"{name}.conv", channels, 7, grid, kept, bias=False)
+    anatomy.convolution(f"{name}.conv", channels, 7, grid, kept, bias=False, copied=True)
     anatomy.group_norm(f"{name}.norm", grid, c.stem_width, GROUPS)
     pooled = strided(grid, 2)
     kept = _rectified(grid) + INDEX * prod(pooled)
@@ -62,18 +62,26 @@ def _block(
     outside, inner = channels[1], channels[1] // 4
     after = strided(grid, stride)
     anatomy.convolution(
-        f"{name}.conv1", (channels[0], inner), 1, grid, prod(grid) * channels[0], bias=False
+        f"{name}.conv1",
+        (channels[0], inner),
+        1,
+        grid,
+        prod(grid) * channels[0],
+        bias=False,
+        copied=True,
     )
     anatomy.group_norm(f"{name}.norm1", grid, inner, GROUPS)
     kept = inner * (prod(grid) if stride == 1 else _rectified(grid))
-    anatomy.convolution(f"{name}.conv2", (inner, inner), 3, after, kept, bias=False)
+    anatomy.convolution(f"{name}.conv2", (inner, inner), 3, after, kept, bias=False, copied=True)
     anatomy.group_norm(f"{name}.norm2", after, inner, GROUPS)
     anatomy.convolution(
-        f"{name}.conv3", (inner, outside), 1, after, prod(after) * inner, bias=False
+        f"{name}.conv3", (inner, outside), 1, after, prod(after) * inner, bias=False, copied=True
     )
     anatomy.group_norm(f"{name}.norm3", after, outside, GROUPS)
     if stride != 1 or channels[0] != outside:  # of the same input as conv1
-        anatomy.convolution(f"{name}.downsample.conv", channels, 1, after, kept=0, bias=False)
+        anatomy.convolution(
+            f"{name}.downsample.conv", channels, 1, after, kept=0, bias=False, copied=True
+        )
         anatomy.group_norm(f"{name}.downsample.norm", after, outside, GROUPS)
     anatomy.add(f"{tape}.out", (*after, outside))
     return after

@@ -48,7 +48,7 @@ def _performer(anatomy: Anatomy, c: T2TConfig, i: int, n: int, width: int) -> No
     kept = n * (3 * inner + 4 * features + inner + 1) + features * (inner + 1)
     # Features of queries and keys; keys with values, queries with that; queries with the keys' sum.
     macs = n * features * (4 * inner + 1)
-    anatomy.add(f"{name}.features", (n, features), macs=macs, activations=kept)
+    anatomy.add(f"{name}.features", (n, features), macs=macs, activations=kept, full=kept)
     anatomy.add(f"{name}.w", (features, inner), parameters=features * inner)
     anatomy.linear(f"{name}.proj", (n,), inner, inner, kept=n * inner + dropped)
     anatomy.norm(f"{name}.norm2", (n,), inner)

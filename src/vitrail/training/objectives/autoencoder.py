@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from vitrail.kit.errors import Error
 from vitrail.kit.grid import patchify, sincos2d_mae
-from vitrail.models.base import ImageClassifier
+from vitrail.models.base import ImageClassifier, height_width
 from vitrail.models.parts import Block
 from vitrail.models.vit import VisionTransformer
 from vitrail.training.objectives.base import Example, Loss, Objective, full_precision
@@ -83,6 +83,20 @@ class MaskedAutoencoder(Objective):
         noise = draws_of(batch, self.seed, patches, picture.device)
         drawn, removed = self.draw(vit, picture, noise)
         return Loss(self.compare(drawn, removed, batch.images))
+
+    def macs(self, model: ImageClassifier) -> int:
+        """Multiply-adds of one picture, forward: the encoder on what it sees, and the decoder."""
+        c = as_transformer(model, "a masked autoencoder").config
+        height, width = height_width(model.image_size)
+        patches = (height // c.patch_size) * (width // c.patch_size)
+        pixels = c.patch_size**2 * c.in_channels
+        seen = int(patches * (1 - self.share)) + self.prefix
+        drawn, narrow = patches + self.prefix, self.decoder_norm.normalized_shape[0]
+        inner = (3 if c.gated_mlp else 2) * c.width * c.mlp_width
+        encoder = c.depth * (seen * (4 * c.width**2 + inner) + 2 * seen**2 * c.width)
+        decoder = len(self.decoder_blocks) * (drawn * 12 * narrow**2 + 2 * drawn**2 * narrow)
+        ends = patches * pixels * c.width + seen * c.width * narrow + drawn * narrow * pixels
+        return encoder + decoder + ends
 
     def draw(
         self, model: VisionTransformer, picture: Tensor, noise: Tensor

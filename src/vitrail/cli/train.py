@@ -26,7 +26,11 @@ def train(
     workers: int = 0,
     save_every: Annotated[int | None, arg("STEPS")] = None,
     val_fraction: Annotated[float | None, arg("X")] = None,
+    max_corrupt: Annotated[float, arg("SHARE")] = 0.05,
+    keep: Annotated[int, arg("N")] = 2,
     device: Annotated[Literal["cpu", "cuda"] | None, arg("cpu|cuda")] = None,
+    parallel: Annotated[Literal["ddp", "fsdp"] | None, arg("ddp|fsdp")] = None,
+    accumulate: Annotated[int, arg("N")] = 1,
     precision: Literal["fp32", "bf16", "fp16", "fp64"] = "fp32",
     compile: bool = False,
     ema: Annotated[bool, arg("")] = True,
@@ -34,6 +38,7 @@ def train(
     record_keys: bool = False,
     dry_run: bool = False,
     overwrite: bool = False,
+    accept_other_data: bool = False,
     json: bool = False,
     set: Annotated[tuple[str, ...], arg("KEY=VALUE")] = (),
 ) -> int:
@@ -56,7 +61,11 @@ def train(
         workers: Processes that decode images; 0 decodes in the main one.
         save_every: Steps between checkpoints; a tenth of the run by default, at most 500.
         val_fraction: Share of train to validate on, where there is no val; 0.1 by default.
+        max_corrupt: Share of the training images that may turn out unreadable before it stops.
+        keep: How many of the newest checkpoints to keep.
         device: The best there is by default.
+        parallel: With torchrun: ddp keeps the whole model in each process, fsdp a share of it.
+        accumulate: Pieces that each process cuts its share of a batch into, to fit into memory.
         precision: Of the arithmetic.
         compile: Run the model through torch.compile.
         ema: Do without the average of the weights, which is what is evaluated and saved.
@@ -64,6 +73,7 @@ def train(
         record_keys: Write the order of the images to keys.jsonl.
         dry_run: Say what would be done, and stop.
         overwrite: Replace the run that --out holds.
+        accept_other_data: Go on with a run whose data have changed, and record the changes.
         json: Print one JSON object on stdout at the end.
         set: Any field of the recipe or of the model: --set model.depth=2 optim.name=sgd.
     """
@@ -84,7 +94,11 @@ def train(
         workers=workers,
         save_every=save_every,
         val_fraction=val_fraction,
+        max_corrupt=max_corrupt,
+        keep=keep,
         device=device,
+        parallel=parallel,
+        accumulate=accumulate,
         precision=precision,
         compile=compile,
         ema=ema,
@@ -92,6 +106,7 @@ def train(
         record_keys=record_keys,
         dry_run=dry_run,
         overwrite=overwrite,
+        accept_other_data=accept_other_data,
         set=settings(set),
         quiet=False,
         command=again(),

@@ -9,11 +9,12 @@ same whatever the number of workers.
 
 import ctypes
 import functools
+import itertools
 import os
 import signal
 import sys
 from collections.abc import Generator, Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -30,7 +31,7 @@ from vitrail.kit.preprocess import Preprocessing
 
 _PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
 
-__all__ = ["Batch", "eval_batches", "order", "train_batches"]
+__all__ = ["Batch", "eval_batches", "order", "shares", "train_batches"]
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,10 @@ class Batch:
         skipped: (key, reason) of the samples of this batch that cannot be decoded. They are not in
             the fields above, so b is smaller then; it may be 0.
         epochs: int64 [b], the epoch of each sample; zeros in evaluation.
-        epoch, position: where the batch begins: place ``position`` of that epoch's order.
+        epoch, position: where the global batch begins: place ``position`` of that epoch's order.
+        before: where it was asked for, the picture before the first one in the global batch, uint8
+            [1 h w c], and its label, int64 [1]; the first of all has the last of all before it.
+            None where no other process has a picture of this batch.
     """
 
     images: Tensor
@@ -56,15 +60,23 @@ class Batch:
     epochs: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.int64))
     epoch: int = 0
     position: int = 0
+    before: tuple[Tensor, Tensor] | None = None
 
 
 @dataclass(frozen=True)
 class _Request:
-    """One batch to be made: places in the source, each with its epoch."""
+    """One batch to be made: places in the source, each with its epoch.
+
+    `epoch` and `position` are where the global batch begins. `before` are the samples of other
+    processes, the nearest before this share first: one of them is made too, the first that can be
+    read.
+    """
 
     epochs: np.ndarray
     indices: np.ndarray
+    epoch: int
     position: int
+    before: list[tuple[int, int]] = field(default_factory=list)
 
 
 def train_batches(
@@ -78,6 +90,9 @@ def train_batches(
     stop_sample: int | None = None,
     workers: int = 0,
     max_pixels: int = MAX_PIXELS,
+    rank: int = 0,
+    world: int = 1,
+    before: bool = False,
 ) -> Generator[Batch, None, None]:
     """The training stream, from any place on; what it costs to start does not depend on the place.
 
@@ -93,13 +108,19 @@ def train_batches(
         stop_sample: where the stream ends, with a smaller batch if need be; None: never.
         workers: processes that decode; 0: this one does.
         max_pixels: see `decode`.
+        rank, world: of how many processes that share out each batch this is which; it makes its
+            own rows only. ``batch_size``, ``start_sample`` and ``stop_sample`` count all rows.
+        before: whether to make `Batch.before` too, of several processes, for mixing.
 
     Raises:
         Error: the source is empty, or the batch size is none.
     """
     _demand(source, batch_size)
     making = _Making(source, preprocessing, augment or Augment(), seed, max_pixels)
-    return _made(making, _stream(len(source), batch_size, seed, start_sample, stop_sample), workers)
+    requests = _stream(len(source), batch_size, seed, start_sample, stop_sample)
+    if world > 1:
+        requests = (_cut(request, rank, world, before) for request in requests)
+    return _made(making, requests, workers)
 
 
 def eval_batches(
@@ -109,15 +130,19 @@ def eval_batches(
     *,
     workers: int = 0,
     max_pixels: int = MAX_PIXELS,
+    rank: int = 0,
+    world: int = 1,
 ) -> Generator[Batch, None, None]:
     """Every example once, in order, exactly as `preprocessing` has it; the last batch is smaller.
+
+    With several processes each gets a row of consecutive examples, the first one the first ones.
 
     Raises:
         Error: the source is empty, or the batch size is none.
     """
     _demand(source, batch_size)
     making = _Making(source, preprocessing, None, 0, max_pixels)
-    return _made(making, _once(len(source), batch_size), workers)
+    return _made(making, _once(shares(len(source), world)[rank], batch_size), workers)
 
 
 def _demand(source: Source, batch_size: int) -> None:
@@ -140,13 +165,31 @@ def _stream(n: int, batch_size: int, seed: int, start: int, stop: int | None) ->
             indices.append(part)
             epochs.append(np.full(len(part), epoch))
             position += len(part)
-        yield _Request(np.concatenate(epochs), np.concatenate(indices), first)
+        yield _Request(np.concatenate(epochs), np.concatenate(indices), int(epochs[0][0]), first)
 
 
-def _once(n: int, batch_size: int) -> Iterator[_Request]:
-    for begin in range(0, n, batch_size):
-        indices = np.arange(begin, min(begin + batch_size, n))
-        yield _Request(np.zeros_like(indices), indices, begin)
+def shares(n: int, parts: int) -> list[range]:
+    """n rows in a row cut into consecutive parts whose lengths differ by at most one."""
+    ends = [n * part // parts for part in range(parts + 1)]
+    return [range(begin, end) for begin, end in itertools.pairwise(ends)]
+
+
+def _cut(request: _Request, rank: int, world: int, before: bool) -> _Request:
+    """One process's rows of a global batch."""
+    rows = shares(len(request.indices), world)[rank]
+    others = [*range(rows.start - 1, -1, -1), *range(len(request.indices) - 1, rows.stop - 1, -1)]
+    return replace(
+        request,
+        epochs=request.epochs[rows.start : rows.stop],
+        indices=request.indices[rows.start : rows.stop],
+        before=[(int(request.epochs[i]), int(request.indices[i])) for i in others if before],
+    )
+
+
+def _once(places: range, batch_size: int) -> Iterator[_Request]:
+    for begin in range(places.start, places.stop, batch_size):
+        indices = np.arange(begin, min(begin + batch_size, places.stop))
+        yield _Request(np.zeros_like(indices), indices, 0, begin)
 
 
 class _Making(Dataset):
@@ -190,9 +233,20 @@ class _Making(Dataset):
             "indices": indices,
             "skipped": skipped,
             "epochs": request.epochs[good],
-            "epoch": int(request.epochs[0]),
+            "epoch": request.epoch,
             "position": request.position,
+            "before": self._before(request),
         }
+
+    def _before(self, request: _Request) -> tuple[np.ndarray, np.ndarray] | None:
+        for epoch, i in request.before:
+            images = self._as_they_are(np.array([i]))
+            try:
+                images = self._picture(epoch, i)[None] if images is None else images
+            except Error:  # the process whose picture it is tells of it
+                continue
+            return images, self.source.labels[[i]]
+        return None
 
     def _as_they_are(self, indices: np.ndarray) -> np.ndarray | None:
         """All pictures at once, where they need nothing: several times faster on small ones."""
@@ -237,6 +291,9 @@ def _made(
     for fields in made:
         for name in ("images", "labels", "indices", "epochs"):
             fields[name] = torch.from_numpy(fields[name])
+        if fields["before"] is not None:
+            image, label = fields["before"]
+            fields["before"] = torch.from_numpy(image), torch.from_numpy(label)
         yield Batch(**fields)
 
 

@@ -23,14 +23,15 @@ from vitrail.recipes import RECIPES
 from vitrail.recipes.situation import Situation
 from vitrail.training.checkpoint import Checkpoint, Checkpoints
 from vitrail.training.display import Display
-from vitrail.training.engine import Engine
+from vitrail.training.engine import Engine, first_process
 from vitrail.training.finish import Run, finish, nothing_left
 from vitrail.training.ledger import Ledger
-from vitrail.training.loop import Data, Options, Session, lengths
 from vitrail.training.loop import run as run_loop
 from vitrail.training.output import Output
 from vitrail.training.recipe import Duration, Model, Recipe, with_settings
+from vitrail.training.session import MAX_CORRUPT, Data, Options, Session, lengths
 from vitrail.training.state import State
+from vitrail.training.trouble import check_unreadable
 from vitrail.weights.load import load_weights
 from vitrail.weights.read import description_of, fingerprint_of, labels_of
 
@@ -54,8 +55,12 @@ def train(
     seed: int = 0,
     workers: int = 0,
     save_every: int | None = None,
+    keep: int = 2,
     val_fraction: float | None = None,
+    max_corrupt: float = MAX_CORRUPT,
     device: str | None = None,
+    parallel: str | None = None,
+    accumulate: int = 1,
     precision: str = "fp32",
     compile: bool = False,
     ema: bool = True,
@@ -63,6 +68,7 @@ def train(
     record_keys: bool = False,
     dry_run: bool = False,
     overwrite: bool = False,
+    accept_other_data: bool = False,
     set: Mapping[str, Any] | None = None,
     quiet: bool = True,
     command: str = "",
@@ -83,16 +89,24 @@ def train(
         Error: anything that the user can mend; nothing was changed.
         Interrupted: Ctrl-C, after saving (a KeyboardInterrupt).
     """
-    display, output = Display(quiet), Output(out)
+    display, output = Display(quiet or not first_process()), Output(out, first_process())
+    options = Options(
+        save_every=save_every,
+        keep=keep,
+        workers=workers,
+        record_keys=record_keys,
+        accumulate=accumulate,
+        max_corrupt=max_corrupt,
+    )
     words = _words(set or {}, seed=seed, precision=precision, batch_size=batch_size)
-    _check_options(data, output.path, save_every, workers)
+    _check_place(data, output.path)
     name = recipe or ("finetune" if weights else "scratch")
     start = _starting_model(
         words.get("model.name", model), weights, words.get("model.image_size", image_size), name
     )
     held_out = VAL_FRACTION if val_fraction is None else val_fraction
     with display.busy("looking at the data"):
-        opened = _open(data, held_out, words["seed"])
+        opened = _open(data, held_out, words["seed"], max_corrupt)
     situation = Situation(
         model=start,
         examples=len(opened.parts.train),
@@ -113,17 +127,20 @@ def train(
     chosen = choose_recipe(name, situation, changes)
     if chosen.patience is not None and opened.parts.val is None:
         raise Error("patience needs a validation set, and there is none")
-    engine = Engine(device, chosen.precision)
-    options = Options(save_every=save_every, workers=workers, record_keys=record_keys)
+    engine = Engine(device, chosen.precision, parallel)
     settings = {
         "recipe": chosen.to_json(),
         "weights_sha256": None if weights is None else fingerprint_of(weights),
         "val_fraction": held_out,
     }
-    resumed = output.continues(settings, opened.prints, overwrite)
-    if resumed and not dry_run and (end := output.finished()):
+    resumed = engine.agree(
+        lambda: output.continues(settings, opened.prints, overwrite, accept_other_data)
+    )
+    end = engine.agree(output.finished) if resumed and not dry_run else None
+    if end:
         return nothing_left(output, end, display)
-    checkpoint, notes = Checkpoints(output.path).newest() if resumed else (None, [])
+    checkpoints = Checkpoints(output.path, keep, engine)
+    checkpoint, notes = checkpoints.newest() if resumed else (None, [])
     if checkpoint is not None:
         built = from_description(checkpoint.state["model"])
     else:
@@ -136,17 +153,14 @@ def train(
         display.say(*told)
         total = lengths(chosen, len(opened.parts.train), options).total
         return Run(output.path, total, 0, {}, 0.0, None)
-    with output.locked():
-        if not resumed:
+    with output.locked(), engine.together():
+        if not resumed and engine.first:
             output.claim(settings, opened.prints)
         display.say(*told)  # only now: until here a mistake is one sentence and nothing else
         state = State(chosen, built, engine)
         session = _begin(Session(state, opened.parts, output, options, display), checkpoint)
         before = state.progress.step
-        try:
-            run_loop(session)
-        except torch.OutOfMemoryError:
-            raise Error(f"out of memory on {engine.name}: try a smaller --batch-size") from None
+        run_loop(session)
         ledger = Ledger(
             device=engine.name,
             macs_per_image=cost(built).macs,
@@ -217,23 +231,20 @@ def _words(settings: Mapping[str, Any], **given: Any) -> dict[str, Any]:
     return given
 
 
-def _check_options(data: Spec, out: Path, save_every: int | None, workers: int) -> None:
-    if save_every is not None and save_every < 1:
-        raise Error(f"save_every must be at least 1 step, not {save_every}")
-    if workers < 0:
-        raise Error(f"workers cannot be {workers}")
+def _check_place(data: Spec, out: Path) -> None:
     if isinstance(data, str | Path) and Path(data).is_dir():
         inside = out.expanduser().resolve()
         if inside.is_relative_to(Path(data).expanduser().resolve()):
             raise Error(f"--out {out} lies inside the data, which stay as they are: give another")
 
 
-def _open(data: Spec, val_fraction: float, seed: int) -> _Opened:
+def _open(data: Spec, val_fraction: float, seed: int, max_corrupt: float) -> _Opened:
     """Open, look into and describe the data."""
     splits = open_splits(data, val_fraction=val_fraction, seed=seed)
     if "train" not in splits:
         raise Error(f"{data}: there is no train split, only {' and '.join(splits)}")
     found = {name: scan(source) for name, source in splits.items()}
+    check_unreadable(dict(found["train"].unreadable), len(splits["train"]), max_corrupt)
     prints = {
         name: fingerprint(splits[name], found[name]) for name in ("train", "val") if name in found
     }
@@ -254,7 +265,9 @@ def _open(data: Spec, val_fraction: float, seed: int) -> _Opened:
             for key, reason in one.unreadable
         ],
     }
-    return _Opened(Data(good["train"], good.get("val"), good.get("test")), prints, facts, lines)
+    unreadable = found["train"].unreadable
+    parts = Data(good["train"], good.get("val"), good.get("test"), unreadable)
+    return _Opened(parts, prints, facts, lines)
 
 
 def _starting_model(
@@ -310,6 +323,8 @@ def _begin(session: Session, checkpoint: Checkpoint | None) -> Session:
     state, output = session.state, session.output
     if checkpoint is not None:
         state.restore(checkpoint)
+    state.progress.accumulate = max(state.progress.accumulate, state.engine.agree(output.asked_for))
+    if checkpoint is not None:
         session.before = state.progress.seconds
         session.display.say(f"going on after step {checkpoint.step:,}")
     output.rewind(state.progress.step)

@@ -9,11 +9,13 @@ from typing import Any
 from vitrail import __version__
 from vitrail.evaluation.accuracy import Accuracy
 from vitrail.kit.errors import listing
+from vitrail.models.base import ImageClassifier
 from vitrail.training.display import Display, duration
 from vitrail.training.ledger import Ledger
-from vitrail.training.loop import Session, measure
+from vitrail.training.loop import measure
 from vitrail.training.output import Output
 from vitrail.training.report import attention_looks, write_report
+from vitrail.training.session import Session
 from vitrail.weights.folder import save_model
 from vitrail.weights.read import BEST_FILE
 
@@ -91,12 +93,9 @@ def finish(
         command: to be shown as the way to go on.
     """
     state, output, progress = session.state, session.output, session.state.progress
-    model, recipe = state.model, state.recipe
-    if state.ema is not None:
-        model.load_state_dict({**model.state_dict(), **state.ema.state()})
-    model.float().eval()
+    recipe, model = state.recipe, state.final()
     results = {
-        split: measure(model, source, recipe.batch_size, session.options.workers)
+        split: measure(model, source, recipe.batch_size, session.options.workers, state.engine)
         for split, source in (("test", session.data.test), ("val", session.data.val))
         if source is not None
     }
@@ -104,20 +103,8 @@ def finish(
         split: {"top1": r.top1, "top5": r.top5, "loss": r.loss, "n": r.n}
         for split, r in results.items()
     }
-    best = output.path / BEST_FILE
-    if progress.best_step == progress.step:
-        best.unlink(missing_ok=True)  # it is the final one
-    details = {
-        "name": recipe.model.name,
-        "recipe": recipe.to_json(),
-        "data": dict(data),
-        "metrics": metrics,
-        "best": {"step": progress.best_step, "val": {"top1": progress.best}},
-        "ledger": ledger.to_json(),
-        "skipped": progress.skipped,
-    }
-    save_model(model, output.path, model.labels, details=details)
-    _report(session, results, ledger, data, command)
+    if state.engine.first:
+        _write(session, model, results, metrics, ledger, data, command)
     unread = [f"{key} ({reason})" for key, reason in progress.skipped.items()]
     if unread:
         session.display.say(
@@ -145,6 +132,33 @@ def finish(
     return run
 
 
+def _write(
+    session: Session,
+    model: ImageClassifier,
+    results: Mapping[str, Accuracy],
+    metrics: Mapping[str, Mapping[str, float]],
+    ledger: Ledger,
+    data: Mapping[str, Any],
+    command: str,
+) -> None:
+    """The model folder and the report."""
+    output, progress, recipe = session.output, session.state.progress, session.state.recipe
+    best = output.path / BEST_FILE
+    if progress.best_step == progress.step:
+        best.unlink(missing_ok=True)  # it is the final one
+    details = {
+        "name": recipe.model.name,
+        "recipe": recipe.to_json(),
+        "data": dict(data),
+        "metrics": metrics,
+        "best": {"step": progress.best_step, "val": {"top1": progress.best}},
+        "ledger": ledger.to_json(),
+        "skipped": progress.skipped,
+    }
+    save_model(model, output.path, model.labels, details=details)
+    _report(session, model, results, ledger, data, command)
+
+
 def nothing_left(output: Output, end: Mapping[str, Any], display: Display) -> Run:
     """The run that is there already, when its command is given again.
 
@@ -166,13 +180,14 @@ def nothing_left(output: Output, end: Mapping[str, Any], display: Display) -> Ru
 
 def _report(
     session: Session,
+    model: ImageClassifier,
     results: Mapping[str, Accuracy],
     ledger: Ledger,
     data: Mapping[str, Any],
     command: str,
 ) -> None:
     state, progress = session.state, session.state.progress
-    model, split = state.model, next(iter(results), "test")
+    split = next(iter(results), "test")
     result = results.get(split)
     attention = [] if result is None else attention_looks(model, result, most=PICTURES)
     write_report(

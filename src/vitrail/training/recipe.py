@@ -180,6 +180,10 @@ class Recipe:
         ema: decay of the average of the weights that is evaluated and saved; None for no average.
         eval_every: how often to look at the validation set.
         patience: stop after this many looks without a better one; None to go to the end.
+        bad_step: what to do with a step whose loss or gradient is not finite, which is never
+            applied: ``skip`` it, ``rollback`` to the last checkpoint and pass over the batches
+            since, or ``stop``.
+        most_bad_steps: after so many skips in a row, or so many rollbacks, the run stops.
         precision: ``fp32``, ``bf16``, ``fp16`` or ``fp64``.
         normalize: where the mean and deviation of pixels come from: ``model`` keeps those that the
             model (or its weights) came with, ``data`` measures them on the training images.
@@ -199,12 +203,16 @@ class Recipe:
     ema: float | None = 0.9999
     eval_every: Duration = Duration(1, "epochs")
     patience: int | None = None
+    bad_step: str = "skip"
+    most_bad_steps: int = 10
     precision: str = "fp32"
     normalize: str = "model"
     compile: bool = False
     weights: str | None = None
 
     def __post_init__(self):
+        _check_one_of("bad_step", self.bad_step, ("skip", "rollback", "stop"))
+        _check_range("most_bad_steps", self.most_bad_steps, 1, math.inf)
         _check_one_of("normalize", self.normalize, ("model", "data"))
         _check_one_of("precision", self.precision, ("fp32", "bf16", "fp16", "fp64"))
         if not 1 <= self.batch_size <= MOST_IMAGES_A_STEP:

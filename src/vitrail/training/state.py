@@ -5,14 +5,16 @@ it and nothing else makes a resumed run equal to one that was never stopped.
 """
 
 import contextlib
-from collections.abc import Mapping
-from contextlib import AbstractContextManager
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from torch import Tensor
+
 from vitrail.models.base import ImageClassifier
 from vitrail.models.parts import drop_paths
-from vitrail.models.zoo import describe
+from vitrail.models.zoo import describe, from_description
+from vitrail.training.batchnorm import statistics_of
 from vitrail.training.checkpoint import (
     Checkpoint,
     named,
@@ -38,6 +40,10 @@ class Progress:
         best: the best validation accuracy (top-1) and the step it was measured after.
         stale: looks at the validation set since then.
         bad_steps: steps in a row that were not applied because a number was not finite.
+        rollbacks: how often the run went back to a checkpoint because of such a step.
+        passed_over: batches of the stream that such a return left out.
+        accumulate: micro-batches a step that memory was found to have room for; 0 if it was never
+            found too small.
         skipped: reason by key of the training pictures that could not be read.
     """
 
@@ -48,11 +54,19 @@ class Progress:
     best_step: int = 0
     stale: int = 0
     bad_steps: int = 0
+    rollbacks: int = 0
+    passed_over: int = 0
+    accumulate: int = 0
     skipped: dict[str, str] = field(default_factory=dict)
 
     def over(self, patience: int | None) -> bool:
         """Whether it is time to stop early."""
         return patience is not None and self.stale >= patience
+
+    @property
+    def batches(self) -> int:
+        """Batches of the stream that are behind."""
+        return self.step + self.passed_over
 
 
 class State:
@@ -68,17 +82,45 @@ class State:
         self.recipe = recipe
         self.engine = engine
         self.model = model.to(engine.device, engine.dtype)
-        self.optimizer = make_optimizer(self.model, recipe.optim)
-        self.ema = None if recipe.ema is None else EMA(self.model, recipe.ema)
-        self.progress = Progress()
         objective = Supervised(recipe.target.label_smoothing)
         self.learner = Learner(self.model, objective, recipe.compile)
+        self.runner = engine.wrap(self.learner)  # first of all: parameters may become shares
+        self.optimizer = make_optimizer(self.model, recipe.optim)
+        engine.suit(self.optimizer)
+        self.ema = None if recipe.ema is None else EMA(self.model, recipe.ema)
+        self.progress = Progress()
         self.trained = [p for p in self.learner.parameters() if p.requires_grad]
         self.drop_sites = len(drop_paths(self.model))
+        self.statistics = statistics_of(self.model)
 
-    def averaged(self) -> AbstractContextManager[None]:
-        """Within this the model has the weights to evaluate and keep: the averaged ones, if any."""
-        return contextlib.nullcontext() if self.ema is None else self.ema.applied()
+    @contextlib.contextmanager
+    def averaged(self) -> Iterator[ImageClassifier]:
+        """The model with the weights to evaluate and keep, whole: the averaged ones, if any.
+
+        Where the weights are shared out, that is a second model, and every process must ask.
+        """
+        if self.engine.sharded:
+            yield self._gathered()
+        elif self.ema is None:
+            yield self.model
+        else:
+            with self.ema.applied():
+                yield self.model
+
+    def final(self) -> ImageClassifier:
+        """The model at the end of its training, in float32, with the weights to keep, for good."""
+        if self.engine.sharded:
+            return self._gathered().float().eval()
+        if self.ema is not None:
+            self.model.load_state_dict({**self.model.state_dict(), **self.ema.state()})
+        return self.model.float().eval()
+
+    def _gathered(self) -> ImageClassifier:
+        twin = from_description(describe(self.model)).to(self.engine.device, self.engine.dtype)
+        tensors = {**self.model.state_dict(), **({} if self.ema is None else self.ema.state())}
+        twin.load_state_dict({name: self.engine.whole(t.detach()) for name, t in tensors.items()})
+        twin.labels = self.model.labels
+        return twin
 
     def checkpoint(self) -> Checkpoint:
         """Everything of the run, to be saved."""
@@ -94,12 +136,29 @@ class State:
         return Checkpoint(self.progress.step, tensors, state)
 
     def restore(self, checkpoint: Checkpoint) -> None:
-        """Be as the run was when this checkpoint was made."""
-        self.model.load_state_dict(unnamed("model", checkpoint.tensors))
-        restore_optimizer(self.optimizer, checkpoint.tensors)
+        """Be as the run was when this checkpoint was made, by whatever number of processes."""
+        if checkpoint.shares is None:
+            tensors = {
+                name: self.engine.share(tensor, self._like(name, tuple(tensor.shape)))
+                for name, tensor in checkpoint.tensors.items()
+            }
+        else:
+            tensors = self.engine.load_shares(checkpoint.shares, self._like)
+        self.model.load_state_dict(unnamed("model", tensors))
+        restore_optimizer(self.optimizer, tensors)
         if self.ema is not None:
-            self.ema.load(unnamed("ema", checkpoint.tensors))
+            self.ema.load(unnamed("ema", tensors))
         state: Mapping[str, Any] = checkpoint.state
         self.progress = Progress(**state["progress"])
         if state["scaler"]:
             self.engine.scaler.load_state_dict(state["scaler"])
+
+    def _like(self, name: str, shape: tuple[int, ...]) -> Tensor | None:
+        """A live tensor that is shared out as the one of this name in a checkpoint is."""
+        kind, _, rest = name.partition(".")
+        if kind == "optimizer":
+            order = [p for group in self.optimizer.param_groups for p in group["params"]]
+            found = order[int(rest.partition(".")[0])]
+        else:
+            found = self.model.state_dict().get(rest)
+        return found if found is not None and tuple(found.shape) == shape else None

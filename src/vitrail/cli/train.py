@@ -78,6 +78,7 @@ def train(
         set: Any field of the recipe or of the model: --set model.depth=2 optim.name=sgd.
     """
     from vitrail.recipes.run import train as work
+    from vitrail.training.engine import first_process
 
     run = work(
         data,
@@ -111,6 +112,8 @@ def train(
         quiet=False,
         command=again(),
     )
+    if not first_process():
+        return 0
     if json:
         print_json(run.to_json())
     elif run.report is not None:

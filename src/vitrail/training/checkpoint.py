@@ -69,22 +69,18 @@ class Checkpoints:
         self.keep = keep
         self.engine = engine
 
-    @property
-    def _first(self) -> bool:
-        return self.engine is None or self.engine.first
-
     def save(self, checkpoint: Checkpoint) -> None:
         """Write a checkpoint, then remove the oldest ones; every process calls this.
 
         Raises:
             Error: no space or no permission; the checkpoints before it are as they were.
         """
+        hashes: dict[str, Any] = {}
         if self.engine is not None and self.engine.sharded:
             hashes = {"files": self._write_shares(checkpoint, self.engine)}
-        elif self._first:
-            hashes = {"sha256": self._write(checkpoint)}
-        if not self._first:
+        if self.engine is not None and not self.engine.first:
             return
+        hashes = hashes or {"sha256": self._write(checkpoint)}
         body = {"step": checkpoint.step, **hashes, "state": checkpoint.state}
         write_text_whole(self._manifest(checkpoint.step), json.dumps({**body, "self": _hash(body)}))
         for step in self.steps()[: -self.keep]:

@@ -13,6 +13,7 @@ import atexit
 import contextlib
 import functools
 import os
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -139,7 +140,8 @@ class Engine:
         )
         for block in blocks_of(learner):
             fully_shard(block, mesh=mesh, mp_policy=policy)
-        return fully_shard(learner, mesh=mesh, mp_policy=policy)
+        fully_shard(learner, mesh=mesh, mp_policy=policy)
+        return learner
 
     def suit(self, optimizer: optim.Optimizer) -> None:
         """Set an optimiser's implementation to one that can work on shares."""
@@ -237,17 +239,17 @@ class Engine:
         Raises:
             Error: another process ended too early.
         """
+        if self.watch is not None:
+            self.watch.calm = False
         try:
             yield
-        except Error:
-            raise
         except RuntimeError as error:
             if self.watch is None or not _of_transport(error):
                 raise
             raise Error(lost_process(self.watch.who(), self.world)) from error
         if self.watch is not None:
             dist.barrier()
-            self.watch.end()
+            self.watch.calm = True
 
     # Tensors that are shared out
 
@@ -299,7 +301,9 @@ class Engine:
                     tensors[name] = torch.empty_like(pattern, dtype=dtype)
                 else:
                     tensors[name] = torch.empty(about.size, dtype=dtype)
-        dcp.load(tensors, storage_reader=reader, no_dist=not self.sharded)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "torch.distributed is disabled")
+            dcp.load(tensors, storage_reader=reader, no_dist=not self.sharded)
         return tensors
 
 
@@ -357,7 +361,8 @@ def _join(device: torch.device) -> tuple[int, int, Watch]:
 
 
 def _leave(watch: Watch) -> None:
-    if watch.ended:
+    if watch.calm:
+        watch.leave()
         dist.destroy_process_group()
 
 

@@ -153,7 +153,8 @@ def _example(state: State, batch: Batch, rows: range, mix: Mix | None) -> Exampl
     images, labels = batch.images[part], batch.labels[part]
     epochs, indices = batch.epochs[part].tolist(), batch.indices[part].tolist()
     if not rows:  # a process with nothing to learn from still takes part: one black picture
-        images, labels = torch.zeros_like(_black(model)), torch.zeros(1, dtype=torch.int64)
+        images = batch.images.new_zeros(1, *model.preprocessing.size, 3)
+        labels = batch.labels.new_zeros(1, *batch.labels.shape[1:])
         epochs, indices, mix = [0], [0], None
     whole = len(rows) == len(batch.keys) and batch.before is None
     if mix is not None and not whole:  # the partner of the first row comes before it
@@ -178,8 +179,3 @@ def _before(batch: Batch, row: int) -> tuple[Tensor, Tensor]:
         return batch.before
     at = row - 1 if row else len(batch.keys) - 1
     return batch.images[at : at + 1], batch.labels[at : at + 1]
-
-
-def _black(model: torch.nn.Module) -> Tensor:
-    height, width = model.preprocessing.size
-    return torch.zeros(1, height, width, 3, dtype=torch.uint8)

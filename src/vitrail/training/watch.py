@@ -12,6 +12,7 @@ import selectors
 import socket
 import sys
 import threading
+import time
 from collections.abc import Callable
 
 GRACE = 5.0  # seconds that the main thread has to end by itself before it is ended
@@ -29,6 +30,7 @@ class Watch:
 
     Attributes:
         lost: the process that ended too early, once that is known.
+        calm: whether no run is under way, so that processes may end.
     """
 
     def __init__(
@@ -36,7 +38,8 @@ class Watch:
     ):
         self.rank, self.world = rank, world
         self.lost: int | None = None
-        self._found, self._over = threading.Event(), threading.Event()
+        self.calm = False
+        self._found = threading.Event()
         self._peers: dict[int, socket.socket] = {}
         if rank == 0:
             listener = socket.create_server(("", 0), backlog=world)
@@ -54,14 +57,8 @@ class Watch:
         self._found.wait(patience)
         return self.lost
 
-    @property
-    def ended(self) -> bool:
-        """Whether all has come to its end as it should."""
-        return self._over.is_set()
-
-    def end(self) -> None:
-        """This process is about to end, as it should."""
-        self._over.set()
+    def leave(self) -> None:
+        """Tell the others that this process ends, and that it should."""
         for peer in self._peers.values():
             with contextlib.suppress(OSError):
                 peer.sendall(BYE)
@@ -98,7 +95,7 @@ class Watch:
                         said = peer.recv(HELLO)
                     except OSError:
                         said = b""
-                    if said.startswith(BYE) or self._over.is_set():
+                    if said.startswith(BYE) or self.calm:
                         selector.unregister(peer)
                         continue
                     self._tell(int(said) if said.strip().isdigit() else key.data)
@@ -110,7 +107,8 @@ class Watch:
             with contextlib.suppress(OSError):
                 peer.sendall(f"{rank}\n".encode())
         self._found.set()
-        if not self._over.wait(GRACE):  # the main thread waits in a collective for the dead
+        time.sleep(GRACE)
+        if not self.calm:  # the main thread waits in a collective for the dead
             print(f"error: {lost_process(rank, self.world)}", file=sys.stderr, flush=True)
             os._exit(2)
 

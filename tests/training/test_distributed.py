@@ -1,6 +1,7 @@
 """Several processes: they compute what one computes, and what they save any number can open."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -85,7 +86,7 @@ def alone(tmp_path_factory):
 
 
 def by_two(names: tuple[str, ...], folder: Path) -> None:
-    """The runs of these names, by two processes and in one launch, since launching is what costs."""
+    """The runs of these names, by two processes in one launch, since launching is what costs."""
     commands = [
         ["train", *RUNS[name][0], "--parallel", RUNS[name][1], "--out", str(folder / name)]
         for name in names
@@ -142,8 +143,6 @@ def test_shares_are_saved_by_all_and_opened_by_one(quick):
 
 
 def test_damage_in_any_file_of_shares_is_found(quick, tmp_path):
-    import shutil
-
     out = tmp_path / "out"
     shutil.copytree(quick / "fsdp", out)
     for name in ("__0_0.distcp", "__1_0.distcp", ".metadata"):

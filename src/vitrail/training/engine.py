@@ -328,10 +328,7 @@ def out_of_memory(error: BaseException) -> bool:
     """Whether an error says that there is no memory for a tensor, on any device."""
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
-    text = str(error)
-    return isinstance(error, RuntimeError) and (
-        "DefaultCPUAllocator" in text or "can't allocate memory" in text
-    )
+    return isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error)
 
 
 @functools.cache

@@ -76,13 +76,14 @@ def run(session: Session) -> None:
         if recipe.bad_step == "rollback" and not session.checkpoints.newest()[0]:
             save(session)  # there is to be something to go back to
         while not over(session):
-            began = time.monotonic()
+            began, before = time.monotonic(), state.progress.step
             outcome = take_step(session, next(batches), began, stop.is_set())
             step = state.progress.step
-            if over(session) or step % session.lengths.eval_every == 0:
+            went_back = step <= before
+            if not went_back and (over(session) or step % session.lengths.eval_every == 0):
                 look(session)
             at_end = over(session)
-            if at_end or outcome.stop or step % session.lengths.save_every == 0:
+            if at_end or outcome.stop or went_back or step % session.lengths.save_every == 0:
                 save(session)
             if outcome.stop and not at_end:
                 raise Interrupted(step)
@@ -153,12 +154,12 @@ def _passes_that_fit(session: Session, batch: Batch, stop: bool) -> Outcome:
         accumulate = session.accumulate
         try:
             return passes(state, batch, accumulate, stop)
-        except TooLarge:
-            doubled = 2 * accumulate
+        except TooLarge as error:
+            doubled, said = 2 * accumulate, str(error).splitlines()[0]
         if accumulate >= share:
             raise Error(
-                f"out of memory on {engine.name} with one picture at a time: take a smaller model "
-                "or image size, or another --precision"
+                f"out of memory on {engine.name} with one picture at a time ({said}): take a "
+                "smaller model or image size, or another --precision"
             )
         doubled = min(doubled, share)
         session.output.ask_for(engine.rank, doubled)

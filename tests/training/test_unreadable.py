@@ -53,7 +53,7 @@ def test_one_in_a_hundred_are_left_out_and_named(thousand, tmp_path, shown):
     assert bool(unread) == shown
     said = "10 files cannot be read" if shown else "10 pictures could not be read in training"
     assert said in err
-    report = (out / "report.html").read_text()
+    report = (out / "report.html").read_text().replace("<wbr>", "")
     assert all(name in report for name in bad)
 
 

@@ -184,9 +184,11 @@ class Checkpoints:
         files = {self._tensors(step): body["sha256"]} if "sha256" in body else {}
         files |= {self._shares(step) / name: one for name, one in body.get("files", {}).items()}
         for path, expected in files.items():
-            if not path.exists():
-                raise Error(f"{path} is missing")
-            if sha256_of(path) != expected:
+            try:
+                found = sha256_of(path)
+            except OSError as error:
+                raise Error(f"{path} cannot be read ({error.strerror})") from None
+            if found != expected:
                 raise Error(f"{path} is damaged: its SHA-256 is not the one in {manifest.name}")
         return body
 

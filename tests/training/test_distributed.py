@@ -282,3 +282,8 @@ def test_ctrl_c_to_all_saves_in_all(quick, tmp_path):
     status, _, err = finished(torchrun(2, "vitrail", *WORDS, "--out", out))
     assert status == 0, err
     assert_same(quick / "whole", out)
+
+
+def test_processes_are_asked_for_as_they_can_be_had(tmp_path):
+    _, err = call("train", "demo:fashion", "--out", tmp_path, "--parallel", "fsdp", status=2)
+    assert "start them with torchrun --nproc-per-node N" in err

@@ -133,7 +133,7 @@ def kill_inside_a_save(command: list, out: Path, after: int) -> None:
 def step_lines(out: Path) -> list[str]:
     path = out / "metrics.jsonl"
     return (
-        [line for line in path.read_text().splitlines() if '"step"' in line]
+        [line for line in path.read_text().splitlines() if '"kind": "step"' in line]
         if path.exists()
         else []
     )
@@ -198,6 +198,32 @@ def test_other_data_are_refused_naming_the_change(folder, tmp_path, change):
     assert "other data" in err
     named = {"added": "new.png", "renamed": "other.png", "relabelled": "moved.png"}
     assert named.get(change, "3.png") in err
+
+
+def test_changed_data_can_be_accepted_and_that_is_recorded(folder, whole, tmp_path):
+    data, out = tmp_path / "data", tmp_path / "out"
+    shutil.copytree(folder, data)
+    shutil.copytree(whole, out)
+    unfinished(out)
+    shutil.copy(data / "Coat" / "1.png", data / "Bag" / "new.png")
+    words = ["train", data, "--out", out, *TINY, *DRAWS]
+    _, err = call(*words, status=2)
+    assert "--accept-other-data" in err
+    call(*words, "--accept-other-data")
+    (change,) = records(out, "data")
+    assert "Bag/new.png" in " ".join(change["changes"])
+    assert records(out, "start")[-1]["step"] == STEPS - 1
+    held = json.loads((out / "checkpoints" / "run.json").read_bytes())
+    assert held["accepted"] == [change["changes"]]
+    call(*words)  # from here on these are the run's data
+
+
+def unfinished(out: Path) -> None:
+    """Make a finished run one that was killed before its last checkpoint."""
+    for name in ("config.json", "model.safetensors", "report.html"):
+        (out / name).unlink()
+    for path in out.glob(f"checkpoints/step-{STEPS:08d}.*"):
+        path.unlink()
 
 
 def test_a_damaged_checkpoint_falls_back_to_the_one_before(folder, whole, tmp_path):

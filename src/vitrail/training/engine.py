@@ -105,10 +105,15 @@ class Engine:
         dtype = self.dtype if tensor.is_floating_point() else None
         return tensor.to(self.device, dtype, non_blocking=True)
 
-    def wrap(self, learner: Learner) -> nn.Module:
+    def wrap(self, learner: Learner, varies: bool = False) -> nn.Module:
         """What to call in place of the learner, so that processes learn together.
 
         To be done before there is an optimiser: with ``fsdp`` the parameters become shares.
+
+        Args:
+            learner: a model and its objective, on the device.
+            varies: whether there are steps that do not use every parameter that is trained, for a
+                reason that cannot be seen in the learner.
         """
         if self.parallel is None:
             return learner
@@ -124,7 +129,8 @@ class Engine:
             broadcast_buffers=False,  # equal by themselves: batch norm's are computed together
             gradient_as_bucket_view=True,
             # Stochastic depth may pass over a block, and not every objective uses the head.
-            find_unused_parameters=not isinstance(learner.objective, Supervised)
+            find_unused_parameters=varies
+            or not isinstance(learner.objective, Supervised)
             or bool(drop_paths(learner.model)),
         )
 

@@ -5,6 +5,7 @@ it and nothing else makes a resumed run equal to one that was never stopped.
 """
 
 import contextlib
+import copy
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -13,7 +14,7 @@ from torch import Tensor
 
 from vitrail.models.base import ImageClassifier
 from vitrail.models.parts import drop_paths
-from vitrail.models.zoo import describe, from_description
+from vitrail.models.zoo import describe
 from vitrail.training.batchnorm import statistics_of
 from vitrail.training.checkpoint import (
     Checkpoint,
@@ -84,6 +85,7 @@ class State:
         self.model = model.to(engine.device, engine.dtype)
         objective = Supervised(recipe.target.label_smoothing)
         self.learner = Learner(self.model, objective, recipe.compile)
+        self._plain = copy.deepcopy(self.model).cpu() if engine.sharded else None
         self.runner = engine.wrap(self.learner)  # first of all: parameters may become shares
         self.optimizer = make_optimizer(self.model, recipe.optim)
         engine.suit(self.optimizer)
@@ -99,8 +101,8 @@ class State:
 
         Where the weights are shared out, that is a second model, and every process must ask.
         """
-        if self.engine.sharded:
-            yield self._gathered()
+        if self._plain is not None:
+            yield self._gathered(self._plain)
         elif self.ema is None:
             yield self.model
         else:
@@ -109,22 +111,23 @@ class State:
 
     def final(self) -> ImageClassifier:
         """The model at the end of its training, in float32, with the weights to keep, for good."""
-        if self.engine.sharded:
-            return self._gathered().float().eval()
+        if self._plain is not None:
+            return self._gathered(self._plain).float().eval()
         if self.ema is not None:
             self.model.load_state_dict({**self.model.state_dict(), **self.ema.state()})
         return self.model.float().eval()
 
-    def _gathered(self) -> ImageClassifier:
-        twin = from_description(describe(self.model)).to(self.engine.device, self.engine.dtype)
+    def _gathered(self, plain: ImageClassifier) -> ImageClassifier:
+        """A whole model with the weights of now; ``plain`` is as it was before it was shared."""
+        twin = copy.deepcopy(plain).to(self.engine.device)
         tensors = {**self.model.state_dict(), **({} if self.ema is None else self.ema.state())}
         twin.load_state_dict({name: self.engine.whole(t.detach()) for name, t in tensors.items()})
-        twin.labels = self.model.labels
         return twin
 
     def checkpoint(self) -> Checkpoint:
         """Everything of the run, to be saved."""
         tensors = named("model", self.model.state_dict()) | optimizer_tensors(self.optimizer)
+        tensors |= named("objective", self.learner.objective.state_dict())
         if self.ema is not None:
             tensors |= named("ema", self.ema.state())
         state = {
@@ -145,6 +148,7 @@ class State:
         else:
             tensors = self.engine.load_shares(checkpoint.shares, self._like)
         self.model.load_state_dict(unnamed("model", tensors))
+        self.learner.objective.load_state_dict(unnamed("objective", tensors))
         restore_optimizer(self.optimizer, tensors)
         if self.ema is not None:
             self.ema.load(unnamed("ema", tensors))
@@ -155,10 +159,16 @@ class State:
 
     def _like(self, name: str, shape: tuple[int, ...]) -> Tensor | None:
         """A live tensor that is shared out as the one of this name in a checkpoint is."""
+        if not self.engine.sharded:
+            return None
         kind, _, rest = name.partition(".")
         if kind == "optimizer":
             order = [p for group in self.optimizer.param_groups for p in group["params"]]
             found = order[int(rest.partition(".")[0])]
         else:
-            found = self.model.state_dict().get(rest)
-        return found if found is not None and tuple(found.shape) == shape else None
+            owner = self.learner.objective if kind == "objective" else self.model
+            try:
+                found = owner.get_parameter(rest)
+            except AttributeError:  # a buffer: those are whole everywhere
+                return None
+        return found if tuple(found.shape) == shape else None

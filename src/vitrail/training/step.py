@@ -167,7 +167,7 @@ def _example(state: State, batch: Batch, rows: range, mix: Mix | None) -> Exampl
         set_drop_path_draws(model, engine.place(torch.from_numpy(draws)))
     if mix is None:
         return Example(images, labels)
-    targets = soft_targets(labels, model.num_classes)
+    targets = labels if labels.ndim == 2 else soft_targets(labels, model.num_classes)
     images, targets = apply_mix(images, targets, mix)
     own = slice(0 if whole else 1, None)
     return Example(images[own], labels[own], targets[own])

@@ -138,7 +138,8 @@ def train(
     )
     end = engine.agree(output.finished) if resumed and not dry_run else None
     if end:
-        return nothing_left(output, end, display)
+        with engine.together():
+            return nothing_left(output, end, display)
     checkpoints = Checkpoints(output.path, keep, engine)
     checkpoint, notes = checkpoints.newest() if resumed else (None, [])
     if checkpoint is not None:
@@ -150,7 +151,8 @@ def train(
         told += _load(built, str(weights))
     told += [f"{note}; going back to the one before" for note in notes]
     if dry_run:
-        display.say(*told)
+        with engine.together():
+            display.say(*told)
         total = lengths(chosen, len(opened.parts.train), options).total
         return Run(output.path, total, 0, {}, 0.0, None)
     with output.locked(), engine.together():

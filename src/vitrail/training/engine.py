@@ -123,16 +123,18 @@ class Engine:
             return self._shard(learner)
         if not trained:
             return learner
-        return DistributedDataParallel(
-            learner,
-            device_ids=[self.device] if self.device.type == "cuda" else None,
-            broadcast_buffers=False,  # equal by themselves: batch norm's are computed together
-            gradient_as_bucket_view=True,
-            # Stochastic depth may pass over a block, and not every objective uses the head.
-            find_unused_parameters=varies
-            or not isinstance(learner.objective, Supervised)
-            or bool(drop_paths(learner.model)),
-        )
+        with warnings.catch_warnings():  # the newer name of an argument is not in torch 2.11
+            warnings.filterwarnings("ignore", "`broadcast_buffers`", FutureWarning)
+            return DistributedDataParallel(
+                learner,
+                device_ids=[self.device] if self.device.type == "cuda" else None,
+                broadcast_buffers=False,  # equal by themselves: batch norm's are computed together
+                gradient_as_bucket_view=True,
+                # Stochastic depth may pass over a block, and not every objective uses the head.
+                find_unused_parameters=varies
+                or not isinstance(learner.objective, Supervised)
+                or bool(drop_paths(learner.model)),
+            )
 
     def _shard(self, learner: Learner) -> nn.Module:
         with contextlib.suppress(ValueError):  # hooks find the tensors of an output through this
@@ -249,6 +251,10 @@ class Engine:
             self.watch.calm = False
         try:
             yield
+        except KeyboardInterrupt:  # all were asked to stop, and have saved
+            if self.watch is not None:
+                self.watch.calm = True
+            raise
         except RuntimeError as error:
             if self.watch is None or not _of_transport(error):
                 raise

@@ -104,7 +104,8 @@ class Session:
     @property
     def accumulate(self) -> int:
         """Micro-batches a step: as asked for, or as many as memory was found to need."""
-        return max(self.options.accumulate, self.state.progress.accumulate)
+        share = self.state.recipe.batch_size // self.state.engine.world
+        return min(share, max(self.options.accumulate, self.state.progress.accumulate))
 
     def seconds(self) -> float:
         """Spent on the run so far, in all restarts together."""

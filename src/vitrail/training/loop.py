@@ -267,8 +267,8 @@ def measure(
 def stop_signals(display: Display, others: bool = False) -> Iterator[threading.Event]:
     """An event that the first Ctrl-C (or SIGTERM) sets; the second one ends the process.
 
-    With ``others``, a SIGTERM never does more than that: after a Ctrl-C torchrun sends one to
-    every process, which has had its own by then.
+    With ``others`` a second one changes nothing: after a Ctrl-C every process has had its own, and
+    torchrun sends each another, and SIGKILL half a minute later.
 
     Outside the main thread signals cannot be caught, and the event is never set.
     """
@@ -280,9 +280,12 @@ def stop_signals(display: Display, others: bool = False) -> Iterator[threading.E
     before = {number: signal.getsignal(number) for number in caught}
 
     def remember(number: int, frame: object) -> None:
+        told = stop.is_set()
         stop.set()
-        display.say("stopping after this step, to save; once more to stop at once")
-        if not others or number == signal.SIGINT:
+        if others and not told:
+            display.say("stopping after this step, to save")
+        elif not others:
+            display.say("stopping after this step, to save; once more to stop at once")
             signal.signal(number, before[signal.Signals(number)])
 
     for number in caught:

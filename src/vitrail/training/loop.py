@@ -292,6 +292,12 @@ def stop_signals(display: Display, others: bool = False) -> Iterator[threading.E
         signal.signal(number, remember)
     try:
         yield stop
+    except BaseException:
+        if (
+            others
+        ):  # torchrun's SIGTERM is on its way, and this process has yet to say what happened
+            before[signal.SIGTERM] = signal.SIG_IGN
+        raise
     finally:
         for number in caught:
             signal.signal(number, before[number])

@@ -67,26 +67,29 @@ def assert_same_weights(one: Path, other: Path) -> None:
             assert left[key].tobytes() == right[key].tobytes(), f"{name}: {key} differs"
 
 
-@pytest.mark.parametrize(
-    ("seed", "kills"), [(1, 2), *(pytest.param(n, 1, marks=pytest.mark.slow) for n in range(2, 20))]
-)
-def test_a_killed_run_goes_on_bit_for_bit(folder, whole, tmp_path, seed, kills):
+# Twenty moments: six inside a save, and fourteen anywhere. One of each runs by default.
+MOMENTS = [
+    pytest.param(inside, seed, marks=pytest.mark.slow if seed else ())
+    for inside, count in ((True, 6), (False, 14))
+    for seed in range(count)
+]
+
+
+@pytest.mark.parametrize(("inside", "seed"), MOMENTS)
+def test_a_killed_run_goes_on_bit_for_bit(folder, whole, tmp_path, inside, seed):
     out = tmp_path / "out"
     command = ["train", folder, "--out", out, *TINY, *DRAWS]
     choose = random.Random(seed)
-    for at in sorted(choose.sample(range(3, STEPS), kills)):
-        process = start(*command)
-        while process.poll() is None:
-            if len(step_lines(out)) >= at:
-                break
-            time.sleep(0.002)
-        time.sleep(choose.random() * 0.02)
-        process.send_signal(signal.SIGKILL)
-        process.communicate()
+    if inside:
+        kill_inside_a_save(command, out, after=choose.randrange(3, STEPS - 6))
+    else:
+        kill_after(command, out, choose.randrange(3, STEPS), choose.random() * 0.02)
+    done = len(step_lines(out))
     process = start(*command)
     process.communicate()
     assert process.returncode == 0
     assert_same_weights(whole, out)
+    assert done - records(out, "start")[-1]["step"] <= 5 + 1  # one interval, and the step under way
     steps = [record["step"] for record in records(out, "step")]
     assert steps == list(range(1, STEPS + 1))
     losses = [[r["loss"] for r in records(run, "step")] for run in (whole, out)]
@@ -94,10 +97,43 @@ def test_a_killed_run_goes_on_bit_for_bit(folder, whole, tmp_path, seed, kills):
     assert not list(out.rglob(".saving"))
 
 
+def kill_after(command: list, out: Path, steps: int, wait: float = 0.0) -> None:
+    """SIGKILL a command so many seconds after so many steps are recorded."""
+    process = start(*command)
+    while process.poll() is None and len(step_lines(out)) < steps:
+        time.sleep(0.002)
+    time.sleep(wait)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+
+
+def kill_inside_a_save(command: list, out: Path, after: int) -> None:
+    """SIGKILL a command while it writes a checkpoint, not before so many steps are recorded.
+
+    Whether it was in time shows in what is left: half a file, or tensors without their manifest.
+    """
+    staged = out / "checkpoints" / ".saving"
+    while True:
+        process = start(*command)
+        while process.poll() is None and len(step_lines(out)) < after:
+            time.sleep(0.002)
+        while process.poll() is None:
+            if staged.exists():
+                process.send_signal(signal.SIGKILL)
+                break
+        process.communicate()
+        names = {path.stem: path for path in (out / "checkpoints").glob("step-*.safetensors")}
+        whole = {path.stem for path in (out / "checkpoints").glob("step-*.json")}
+        if staged.exists() or names.keys() - whole:
+            return
+        assert process.returncode == -signal.SIGKILL, "the run was over before it was caught"
+        after = min(len(step_lines(out)) + 1, STEPS - 1)
+
+
 def step_lines(out: Path) -> list[str]:
     path = out / "metrics.jsonl"
     return (
-        [line for line in path.read_text().splitlines() if '"step"' in line]
+        [line for line in path.read_text().splitlines() if '"kind": "step"' in line]
         if path.exists()
         else []
     )
@@ -162,6 +198,32 @@ def test_other_data_are_refused_naming_the_change(folder, tmp_path, change):
     assert "other data" in err
     named = {"added": "new.png", "renamed": "other.png", "relabelled": "moved.png"}
     assert named.get(change, "3.png") in err
+
+
+def test_changed_data_can_be_accepted_and_that_is_recorded(folder, whole, tmp_path):
+    data, out = tmp_path / "data", tmp_path / "out"
+    shutil.copytree(folder, data)
+    shutil.copytree(whole, out)
+    unfinished(out)
+    shutil.copy(data / "Coat" / "1.png", data / "Bag" / "new.png")
+    words = ["train", data, "--out", out, *TINY, *DRAWS]
+    _, err = call(*words, status=2)
+    assert "--accept-other-data" in err
+    call(*words, "--accept-other-data")
+    (change,) = records(out, "data")
+    assert "Bag/new.png" in " ".join(change["changes"])
+    assert records(out, "start")[-1]["step"] == STEPS - 1
+    held = json.loads((out / "checkpoints" / "run.json").read_bytes())
+    assert held["accepted"] == [change["changes"]]
+    call(*words)  # from here on these are the run's data
+
+
+def unfinished(out: Path) -> None:
+    """Make a finished run one that was killed before its last checkpoint."""
+    for name in ("config.json", "model.safetensors", "report.html"):
+        (out / name).unlink()
+    for path in out.glob(f"checkpoints/step-{STEPS:08d}.*"):
+        path.unlink()
 
 
 def test_a_damaged_checkpoint_falls_back_to_the_one_before(folder, whole, tmp_path):

@@ -10,6 +10,8 @@ import os
 # libgomp's threads spin while they wait: with one other job on the machine, training falls to a
 # tenth. This costs nothing on an idle machine, and must be set before torch is imported.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+if "RANK" in os.environ:  # one of several processes: each would repeat torch's remarks
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
 
 import inspect
 import sys

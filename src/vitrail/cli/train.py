@@ -29,7 +29,11 @@ def train(
     classes: Annotated[Path | None, arg("FILE")] = None,
     image_column: Annotated[str | None, arg("NAME")] = None,
     label_column: Annotated[str | None, arg("NAME")] = None,
+    max_corrupt: Annotated[float, arg("SHARE")] = 0.05,
+    keep: Annotated[int, arg("N")] = 2,
     device: Annotated[Literal["cpu", "cuda"] | None, arg("cpu|cuda")] = None,
+    parallel: Annotated[Literal["ddp", "fsdp"] | None, arg("ddp|fsdp")] = None,
+    accumulate: Annotated[int, arg("N")] = 1,
     precision: Literal["fp32", "bf16", "fp16", "fp64"] = "fp32",
     compile: bool = False,
     ema: Annotated[bool, arg("")] = True,
@@ -41,6 +45,7 @@ def train(
     teacher: Annotated[str | None, arg("SOURCE")] = None,
     tiny: bool = False,
     track: Annotated[Literal["tensorboard"] | None, arg("tensorboard")] = None,
+    accept_other_data: bool = False,
     json: bool = False,
     set: Annotated[tuple[str, ...], arg("KEY=VALUE")] = (),
 ) -> int:
@@ -72,7 +77,11 @@ def train(
         classes: Class names in order, one a line, or JSON {name: number}; by default the data's.
         image_column: The column or shard field of the pictures; found by default.
         label_column: The column or shard field of the labels; found by default.
+        max_corrupt: Share of the training images that may turn out unreadable before it stops.
+        keep: How many of the newest checkpoints to keep.
         device: The best there is by default.
+        parallel: With torchrun: ddp keeps the whole model in each process, fsdp a share of it.
+        accumulate: Pieces that each process cuts its share of a batch into, to fit into memory.
         precision: Of the arithmetic.
         compile: Run the model through torch.compile.
         ema: Do without the average of the weights, which is what is evaluated and saved.
@@ -84,10 +93,12 @@ def train(
         teacher: A model folder to learn from besides the labels (deit_distill).
         tiny: Shrink model and run to see on a laptop that a recipe works.
         track: Have the records in TensorBoard's format too, in OUT/tensorboard.
+        accept_other_data: Go on with a run whose data have changed, and record the changes.
         json: Print one JSON object on stdout at the end.
         set: Any field of the recipe or of the model: --set model.depth=2 optim.name=sgd.
     """
     from vitrail.recipes.run import train as work
+    from vitrail.training.engine import first_process
 
     run = work(
         data,
@@ -107,7 +118,11 @@ def train(
         classes=classes,
         image_column=image_column,
         label_column=label_column,
+        max_corrupt=max_corrupt,
+        keep=keep,
         device=device,
+        parallel=parallel,
+        accumulate=accumulate,
         precision=precision,
         compile=compile,
         ema=ema,
@@ -119,10 +134,13 @@ def train(
         seeds=seeds,
         teacher=teacher,
         tiny=tiny,
+        accept_other_data=accept_other_data,
         set=settings(set),
         quiet=False,
         command=again(),
     )
+    if not first_process():
+        return 0
     if json:
         print_json(run.to_json())
     elif run.report is not None:

@@ -10,11 +10,12 @@ same whatever the number of workers.
 
 import ctypes
 import functools
+import itertools
 import os
 import signal
 import sys
 from collections.abc import Generator, Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -34,7 +35,7 @@ from vitrail.kit.preprocess import Preprocessing
 
 _PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
 
-__all__ = ["Batch", "eval_batches", "order", "train_batches"]
+__all__ = ["Batch", "eval_batches", "order", "shares", "train_batches"]
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,10 @@ class Batch:
             the fields above, so b is smaller then; it may be 0.
         epochs: int64 [b], the epoch of each sample; zeros in evaluation.
         repeats: int64 [b], how often each sample was used in its epoch before.
-        epoch, position: where the batch begins: place ``position`` of that epoch's order.
+        epoch, position: where the global batch begins: place ``position`` of that epoch's order.
+        before: where it was asked for, the picture before the first one in the global batch, uint8
+            [1 h w c], and its label, int64 [1]; the first of all has the last of all before it.
+            None where no other process has a picture of this batch.
     """
 
     images: Tensor
@@ -62,13 +66,16 @@ class Batch:
     repeats: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.int64))
     epoch: int = 0
     position: int = 0
+    before: tuple[Tensor, Tensor] | None = None
 
 
 @dataclass(frozen=True)
 class _Request:
     """One batch to be made: places in the source, each with its epoch and earlier uses in it.
 
-    ``handful``: of a stream, the samples themselves, in the order of the batch.
+    ``epoch`` and ``position`` are where the global batch begins. ``handful``: of a stream, the
+    samples themselves, in the order of the batch. ``before``: the samples of other processes, the
+    nearest before this share first: one of them is made too, the first that can be read.
     """
 
     epochs: np.ndarray
@@ -77,16 +84,16 @@ class _Request:
     position: int
     repeats: np.ndarray
     handful: Handful | None = None
+    before: "_Request | None" = None
 
     def rows(self, places: np.ndarray) -> "_Request":
         """A request for some rows of this batch."""
-        return _Request(
-            self.epochs[places],
-            self.indices[places],
-            self.epoch,
-            self.position,
-            self.repeats[places],
-            self.handful and self.handful.rows(places),
+        return replace(
+            self,
+            epochs=self.epochs[places],
+            indices=self.indices[places],
+            repeats=self.repeats[places],
+            handful=self.handful and self.handful.rows(places),
         )
 
 
@@ -103,6 +110,9 @@ def train_batches(
     max_pixels: int = MAX_PIXELS,
     sampling: str = "uniform",
     repeats: int = 1,
+    rank: int = 0,
+    world: int = 1,
+    before: bool = False,
 ) -> Generator[Batch, None, None]:
     """The training stream, from any place on; what it costs to start does not depend on the place.
 
@@ -129,6 +139,9 @@ def train_batches(
             (`draws.balanced_order`); ``nearby``: every sample once, those that lie together near
             each other (`draws.nearby_order`), for shards and parquet too large for the memory.
         repeats: how often a picture of an epoch is used in it.
+        rank, world: of how many processes that share out each batch this is which; it makes its
+            own rows only. ``batch_size``, ``start_sample`` and ``stop_sample`` count all rows.
+        before: whether to make `Batch.before` too, of several processes, for mixing.
 
     Raises:
         Error: the source is empty, the batch size is none, an unknown sampling, or balanced
@@ -140,9 +153,13 @@ def train_batches(
         if sampling != "uniform" or repeats != 1:
             raise Error(f"{source.name}: a stream has no other sampling and no repeats")
         batches = source.batches(batch_size, seed, start_sample, stop_sample)
-        return _made(making, _of_stream(source, batches), workers)
-    epochs = Epochs(source, seed, sampling, repeats)
-    return _made(making, _stream(epochs, batch_size, start_sample, stop_sample), workers)
+        requests = _of_stream(source, batches)
+    else:
+        epochs = Epochs(source, seed, sampling, repeats)
+        requests = _stream(epochs, batch_size, start_sample, stop_sample)
+    if world > 1:
+        requests = (_cut(request, rank, world, before) for request in requests)
+    return _made(making, requests, workers)
 
 
 def eval_batches(
@@ -152,8 +169,12 @@ def eval_batches(
     *,
     workers: int = 0,
     max_pixels: int = MAX_PIXELS,
+    rank: int = 0,
+    world: int = 1,
 ) -> Generator[Batch, None, None]:
     """Every example once, in order, exactly as `preprocessing` has it; the last batch is smaller.
+
+    With several processes each gets a row of consecutive examples, the first one the first ones.
 
     Raises:
         Error: the source is empty, or the batch size is none.
@@ -161,8 +182,10 @@ def eval_batches(
     _demand(source, batch_size)
     making = _Making(source, preprocessing, None, 0, max_pixels)
     if isinstance(source, Stream):
+        if world > 1:
+            raise Error(f"{source.name}: a stream is evaluated by one process")
         return _made(making, _of_stream(source, source.in_turn(batch_size)), workers)
-    return _made(making, _once(len(source), batch_size), workers)
+    return _made(making, _once(shares(len(source), world)[rank], batch_size), workers)
 
 
 def _demand(source: Source | Stream, batch_size: int) -> None:
@@ -201,9 +224,26 @@ def _stream(of: Epochs, batch_size: int, start: int, stop: int | None) -> Iterat
         yield request
 
 
-def _once(n: int, batch_size: int) -> Iterator[_Request]:
-    for begin in range(0, n, batch_size):
-        indices = np.arange(begin, min(begin + batch_size, n))
+def shares(n: int, parts: int) -> list[range]:
+    """n rows in a row cut into consecutive parts whose lengths differ by at most one."""
+    ends = [n * part // parts for part in range(parts + 1)]
+    return [range(begin, end) for begin, end in itertools.pairwise(ends)]
+
+
+def _cut(request: _Request, rank: int, world: int, before: bool) -> _Request:
+    """One process's rows of a global batch."""
+    total = len(request.indices)
+    rows = shares(total, world)[rank]
+    mine = request.rows(np.arange(rows.start, rows.stop))
+    if not before:
+        return mine
+    others = [*range(rows.start - 1, -1, -1), *range(total - 1, rows.stop - 1, -1)]
+    return replace(mine, before=request.rows(np.array(others, np.int64)))
+
+
+def _once(places: range, batch_size: int) -> Iterator[_Request]:
+    for begin in range(places.start, places.stop, batch_size):
+        indices = np.arange(begin, min(begin + batch_size, places.stop))
         zeros = np.zeros_like(indices)
         yield _Request(zeros, indices, 0, begin, zeros)
 
@@ -270,7 +310,24 @@ class _Making(Dataset):
             "repeats": request.repeats[good],
             "epoch": request.epoch,
             "position": request.position,
+            "before": self._before(request),
         }
+
+    def _before(self, request: _Request) -> tuple[np.ndarray, np.ndarray] | None:
+        if request.before is None:
+            return None
+        source, places = self._of(request.before)
+        others = (places, request.before.epochs, request.before.indices, request.before.repeats)
+        for place, *drawing in zip(*map(np.ndarray.tolist, others), strict=True):
+            images = self._as_they_are(source, np.array([place]))
+            try:
+                if images is None:
+                    images = self._picture(source.image(place), *drawing)[None]
+            except Error:  # the process whose picture it is tells of it
+                continue
+            labels = source.labels[[place]]
+            return images, labels.astype(np.float32) if source.multi_label else labels
+        return None
 
     def _of(self, request: _Request) -> tuple[Source, np.ndarray]:
         """Where the samples of a request are: the source, and their places in it."""
@@ -305,6 +362,9 @@ def _made(
     for fields in made:
         for name in ("images", "labels", "indices", "epochs", "repeats"):
             fields[name] = torch.from_numpy(fields[name])
+        if fields["before"] is not None:
+            image, label = fields["before"]
+            fields["before"] = torch.from_numpy(image), torch.from_numpy(label)
         yield Batch(**fields)
 
 

@@ -5,6 +5,7 @@ the model's would else be scored at chance without a word. A picture that cannot
 an image of the test: it is left out of n, counted and named.
 """
 
+import dataclasses
 import heapq
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -198,6 +199,48 @@ def finite_logits(model: ImageClassifier, batch: Batch) -> Tensor:
             "number: its weights are broken, or the run that made them diverged"
         )
     return logits
+
+
+def merged(parts: Sequence[Accuracy]) -> Accuracy:
+    """One result of several that share out the images of a source between them, in its order.
+
+    Raises:
+        Error: no part.
+    """
+    if not parts:
+        raise Error("there is no image to evaluate on")
+    if len(parts) == 1:
+        return parts[0]
+    n = sum(part.n for part in parts)
+    confusion = torch.stack([part.confusion for part in parts]).sum(0)
+    figures = zip(*(figure.tolist() for figure in per_class(confusion)), strict=True)
+    worst = sorted((w for part in parts for w in part.worst), key=lambda w: -w.probability)
+    most = Counter[str]()
+    for part in parts:
+        most |= Counter(example.label for example in part.examples)
+    examples: list[Answer] = []
+    for example in (e for part in parts for e in part.examples):
+        if sum(e.label == example.label for e in examples) < most[example.label]:
+            examples.append(example)
+    changed: dict[str, Any] = {
+        "n": n,
+        "confusion": confusion,
+        "per_class": tuple(
+            ClassAccuracy(name, *figure)
+            for name, figure in zip(parts[0].classes, figures, strict=True)
+        ),
+        "worst": tuple(worst[: max(len(part.worst) for part in parts)]),
+        "examples": tuple(examples[: max(len(part.examples) for part in parts)]),
+    }
+    for mean in ("top1", "top5", "loss"):
+        changed[mean] = sum(getattr(part, mean) * part.n for part in parts) / n
+    for name in (f.name for f in dataclasses.fields(Accuracy) if f.name not in changed):
+        values = [getattr(part, name) for part in parts]
+        if name in ("keys", "skipped"):
+            changed[name] = tuple(item for value in values for item in value)
+        elif isinstance(values[0], Tensor):  # one row an image
+            changed[name] = torch.cat(values)
+    return dataclasses.replace(parts[0], **changed)
 
 
 class _Tally:

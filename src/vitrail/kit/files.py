@@ -58,7 +58,12 @@ def settle(staged: Path, target: Path) -> None:
     with staged.open("rb+") as file:
         os.fsync(file.fileno())
     os.replace(staged, target)
-    folder = os.open(target.parent, os.O_RDONLY)
+    sync_folder(target.parent)
+
+
+def sync_folder(path: Path) -> None:
+    """Put on the disk which files a folder has, and under which names."""
+    folder = os.open(path, os.O_RDONLY)
     try:
         os.fsync(folder)
     finally:

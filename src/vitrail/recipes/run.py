@@ -30,15 +30,16 @@ from vitrail.recipes.teaching import has_several_labels, objective_for
 from vitrail.recipes.tiny import tiny as shrunk
 from vitrail.training.checkpoint import Checkpoint, Checkpoints
 from vitrail.training.display import Display
-from vitrail.training.engine import Engine
+from vitrail.training.engine import Engine, first_process
 from vitrail.training.finish import Run, finish, nothing_left
 from vitrail.training.ledger import account
-from vitrail.training.loop import Data, Options, Session, lengths
 from vitrail.training.loop import run as run_loop
 from vitrail.training.output import Output
 from vitrail.training.recipe import Duration, Model, Recipe, with_settings
+from vitrail.training.session import MAX_CORRUPT, Data, Options, Session, lengths
 from vitrail.training.state import State
 from vitrail.training.track import check_tracker, tracked
+from vitrail.training.trouble import check_unreadable
 from vitrail.weights.load import load_weights
 from vitrail.weights.read import description_of, fingerprint_of, labels_of
 
@@ -60,11 +61,15 @@ def train(
     seed: int = 0,
     workers: int = 0,
     save_every: int | None = None,
+    keep: int = 2,
     val_fraction: float | None = None,
     classes: Classes | None = None,
     image_column: str | None = None,
     label_column: str | None = None,
+    max_corrupt: float = MAX_CORRUPT,
     device: str | None = None,
+    parallel: str | None = None,
+    accumulate: int = 1,
     precision: str = "fp32",
     compile: bool = False,
     ema: bool = True,
@@ -75,6 +80,7 @@ def train(
     seeds: int = 1,
     teacher: str | Path | None = None,
     tiny: bool = False,
+    accept_other_data: bool = False,
     set: Mapping[str, Any] | None = None,
     record: Mapping[str, Any] | None = None,
     quiet: bool = True,
@@ -101,14 +107,23 @@ def train(
         Interrupted: Ctrl-C, after saving (a KeyboardInterrupt).
     """
     given = locals().copy()
-    display, output = Display(quiet), Output(out)
+    first = first_process()
+    display, output = Display(quiet or not first), Output(out, first)
     if seeds < 1:
         raise Error(f"seeds must be at least 1, not {seeds}")
     if seeds > 1:
         return over_seeds(train, given, display)
     check_tracker(track)
+    options = Options(
+        save_every=save_every,
+        keep=keep,
+        workers=workers,
+        record_keys=record_keys,
+        accumulate=accumulate,
+        max_corrupt=max_corrupt,
+    )
     words = _words(set or {}, seed=seed, precision=precision, batch_size=batch_size)
-    _check_options(data, output.path, save_every, workers)
+    _check_place(data, output.path)
     name, _, variant = (recipe or ("finetune" if weights else "scratch")).partition(":")
     if name in NEEDS_WEIGHTS and weights is None:
         raise Error(f"recipe {name} starts from a trained model: give one by --weights")
@@ -119,6 +134,7 @@ def train(
     with display.busy("looking at the data"):
         opened = _open(
             data,
+            max_corrupt,
             val_fraction=held_out,
             seed=words["seed"],
             classes=classes,
@@ -155,18 +171,22 @@ def train(
         return over_rates(train, given, chosen, opened.own_val, display)
     if chosen.patience is not None and opened.parts.val is None:
         raise Error("patience needs a validation set, and there is none")
-    engine = Engine(device, chosen.precision)
-    options = Options(save_every=save_every, workers=workers, record_keys=record_keys)
+    engine = Engine(device, chosen.precision, parallel)
     settings = {
         "recipe": chosen.to_json(),
         "weights_sha256": None if weights is None else fingerprint_of(weights),
         "teacher_sha256": None if teacher is None else fingerprint_of(teacher),
         "val_fraction": held_out,
     }
-    resumed = output.continues(settings, opened.prints, overwrite)
-    if resumed and not dry_run and (end := output.finished()):
-        return nothing_left(output, end, display)
-    checkpoint, notes = Checkpoints(output.path).newest() if resumed else (None, [])
+    resumed = engine.agree(
+        lambda: output.continues(settings, opened.prints, overwrite, accept_other_data)
+    )
+    end = engine.agree(output.finished) if resumed and not dry_run else None
+    if end:
+        with engine.together():
+            return nothing_left(output, end, display)
+    checkpoints = Checkpoints(output.path, keep, engine)
+    checkpoint, notes = checkpoints.newest() if resumed else (None, [])
     if checkpoint is not None:
         built = from_description(checkpoint.state["model"])
     else:
@@ -183,20 +203,18 @@ def train(
     told += more
     told += [f"{note}; going back to the one before" for note in notes]
     if dry_run:
-        display.say(*told)
+        with engine.together():
+            display.say(*told)
         total = lengths(chosen, len(opened.parts.train), options).total
         return Run(output.path, total, 0, {}, 0.0, None)
-    with output.locked(), tracked(output, track):
-        if not resumed:
+    with output.locked(), engine.together(), tracked(output, track if first else None):
+        if not resumed and engine.first:
             output.claim(settings, opened.prints)
         display.say(*told)  # only now: until here a mistake is one sentence and nothing else
         state = State(chosen, built, engine, objective)
         session = _begin(Session(state, opened.parts, output, options, display), checkpoint)
         before = state.progress.step
-        try:
-            run_loop(session)
-        except torch.OutOfMemoryError:
-            raise Error(f"out of memory on {engine.name}: try a smaller --batch-size") from None
+        run_loop(session)
         ledger = account(
             state.learner,
             engine,
@@ -298,18 +316,14 @@ def _words(settings: Mapping[str, Any], **given: Any) -> dict[str, Any]:
     return given
 
 
-def _check_options(data: Spec, out: Path, save_every: int | None, workers: int) -> None:
-    if save_every is not None and save_every < 1:
-        raise Error(f"save_every must be at least 1 step, not {save_every}")
-    if workers < 0:
-        raise Error(f"workers cannot be {workers}")
+def _check_place(data: Spec, out: Path) -> None:
     if isinstance(data, str | Path) and Path(data).is_dir():
         inside = out.expanduser().resolve()
         if inside.is_relative_to(Path(data).expanduser().resolve()):
             raise Error(f"--out {out} lies inside the data, which stay as they are: give another")
 
 
-def _open(data: Spec, **options: Any) -> _Opened:
+def _open(data: Spec, max_corrupt: float, **options: Any) -> _Opened:
     """Open (with the options of `open_splits`), look into and describe the data."""
     splits = open_splits(data, **options)
     alone: dict[str, Any] = {**options, "val_fraction": 0.0}
@@ -319,6 +333,7 @@ def _open(data: Spec, **options: Any) -> _Opened:
     if "train" not in splits:
         raise Error(f"{data}: there is no train split, only {' and '.join(splits)}")
     found = {name: scan(source) for name, source in splits.items()}
+    check_unreadable(dict(found["train"].unreadable), len(splits["train"]), max_corrupt)
     prints = {
         name: fingerprint(splits[name], found[name]) for name in ("train", "val") if name in found
     }
@@ -339,7 +354,8 @@ def _open(data: Spec, **options: Any) -> _Opened:
             for key, reason in one.unreadable
         ],
     }
-    parts = Data(good["train"], good.get("val"), good.get("test"))
+    unreadable = found["train"].unreadable
+    parts = Data(good["train"], good.get("val"), good.get("test"), unreadable)
     return _Opened(parts, prints, facts, lines, found["train"].median, own_val)
 
 
@@ -396,6 +412,8 @@ def _begin(session: Session, checkpoint: Checkpoint | None) -> Session:
     state, output = session.state, session.output
     if checkpoint is not None:
         state.restore(checkpoint)
+    state.progress.accumulate = max(state.progress.accumulate, state.engine.agree(output.asked_for))
+    if checkpoint is not None:
         session.before = state.progress.seconds
         session.display.say(f"going on after step {checkpoint.step:,}")
     output.rewind(state.progress.step)

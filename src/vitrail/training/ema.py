@@ -33,7 +33,8 @@ class EMA:
     def update(self, step: int) -> None:
         """Take in the weights after step ``step`` (counted from 0)."""
         decay = min(self.decay, (1 + step) / (10 + step)) if self.warmup else self.decay
-        torch._foreach_lerp_(list(self.average.values()), list(self.followed.values()), 1 - decay)
+        averages, followed = map(_local, (self.average, self.followed))
+        torch._foreach_lerp_(averages, followed, 1 - decay)
 
     @contextlib.contextmanager
     def applied(self) -> Iterator[None]:
@@ -55,3 +56,10 @@ class EMA:
         """The inverse of `state`."""
         for name, tensor in self.average.items():
             tensor.copy_(state[name])
+
+
+def _local(tensors: dict[str, Tensor]) -> list[Tensor]:
+    """The tensors, or this process's shares of them where they are shared out."""
+    return [
+        tensor.to_local() if hasattr(tensor, "to_local") else tensor for tensor in tensors.values()
+    ]

@@ -9,12 +9,13 @@ from typing import Any
 from vitrail import __version__
 from vitrail.evaluation.accuracy import Accuracy
 from vitrail.kit.errors import listing
-from vitrail.models.lora import merge
+from vitrail.models.base import ImageClassifier
 from vitrail.training.display import Display, duration
 from vitrail.training.ledger import Ledger
-from vitrail.training.loop import Session, measure
+from vitrail.training.loop import measure
 from vitrail.training.output import Output
 from vitrail.training.report import attention_looks, write_report
+from vitrail.training.session import Session
 from vitrail.training.validation import mean_loss
 from vitrail.weights.folder import save_model
 from vitrail.weights.read import BEST_FILE
@@ -30,8 +31,7 @@ class Run:
         folder: the model folder.
         steps: of the whole run.
         steps_this_run: taken by this call; 0 when there was nothing left to do.
-        metrics: top-1, top-5 and loss by split, as far as there is one (fractions 0..1); of a run
-            without labels the loss alone.
+        metrics: top-1, top-5 and loss by split, as far as there is one (fractions 0..1).
         seconds: of the whole run, restarts included.
         report: the page; None after a dry run.
     """
@@ -48,7 +48,7 @@ class Run:
         """Accuracy on the test set, else on the validation set, else None."""
         for split in ("test", "val"):
             if split in self.metrics:
-                return self.metrics[split].get("top1")
+                return self.metrics[split]["top1"]
         return None
 
     def to_json(self) -> dict[str, Any]:
@@ -100,10 +100,7 @@ def finish(
         record: more facts for the model folder.
     """
     state, output, progress = session.state, session.output, session.state.progress
-    model, recipe = state.model, state.recipe
-    if state.ema is not None:
-        model.load_state_dict({**model.state_dict(), **state.ema.state()})
-    merge(model)
+    recipe, workers = state.recipe, session.options.workers
     splits = {
         split: source
         for split, source in (("test", session.data.test), ("val", session.data.val))
@@ -111,35 +108,35 @@ def finish(
     }
     labelled = state.learner.objective.labelled
     metrics: dict[str, dict[str, float]] = {}
-    if not labelled:  # the objective's parts have the run's precision
-        for split, source in splits.items():
-            loss, count = mean_loss(state, source, session.options.workers)
-            metrics[split] = {"loss": loss, "n": count}
-    model.float().eval()
+    if not labelled:  # while the objective's parts have the run's precision
+        with state.averaged():
+            for split, source in splits.items():
+                loss, count = mean_loss(state, source, workers)
+                metrics[split] = {"loss": loss, "n": count}
+    model = state.final()
     results = {
-        split: measure(model, source, recipe.batch_size, session.options.workers)
+        split: measure(model, source, recipe.batch_size, workers, state.engine)
         for split, source in (splits.items() if labelled else ())
     }
     metrics |= {
         split: {"top1": r.top1, "top5": r.top5, "loss": r.loss, "n": r.n}
         for split, r in results.items()
     }
-    best_score = {"top1": progress.best} if labelled else {"loss": -(progress.best or 0.0)}
-    best = output.path / BEST_FILE
-    if progress.best_step == progress.step:
-        best.unlink(missing_ok=True)  # it is the final one
-    details = {
-        "name": recipe.model.name,
-        "recipe": recipe.to_json(),
-        "data": dict(data),
-        "metrics": metrics,
-        "best": {"step": progress.best_step, "val": best_score},
-        "ledger": ledger.to_json(),
-        "skipped": progress.skipped,
-        **(record or {}),
-    }
-    save_model(model, output.path, model.labels, details=details)
-    _report(session, results, ledger, data, command)
+    if state.engine.first:
+        details = {
+            "name": recipe.model.name,
+            "recipe": recipe.to_json(),
+            "data": dict(data),
+            "metrics": metrics,
+            "best": {"step": progress.best_step, "val": _best(session)},
+            "ledger": ledger.to_json(),
+            "skipped": progress.skipped,
+            **(record or {}),
+        }
+        if progress.best_step == progress.step:
+            (output.path / BEST_FILE).unlink(missing_ok=True)  # it is the final one
+        save_model(model, output.path, model.labels, details=details)
+        _report(session, model, results, ledger, data, command)
     unread = [f"{key} ({reason})" for key, reason in progress.skipped.items()]
     if unread:
         session.display.say(
@@ -167,6 +164,14 @@ def finish(
     return run
 
 
+def _best(session: Session) -> dict[str, float | None]:
+    """The best validation figure: accuracy, or the loss of an objective without labels."""
+    best = session.state.progress.best
+    if session.state.learner.objective.labelled:
+        return {"top1": best}
+    return {"loss": None if best is None else -best}
+
+
 def nothing_left(output: Output, end: Mapping[str, Any], display: Display) -> Run:
     """The run that is there already, when its command is given again.
 
@@ -188,13 +193,14 @@ def nothing_left(output: Output, end: Mapping[str, Any], display: Display) -> Ru
 
 def _report(
     session: Session,
+    model: ImageClassifier,
     results: Mapping[str, Accuracy],
     ledger: Ledger,
     data: Mapping[str, Any],
     command: str,
 ) -> None:
     state, progress = session.state, session.state.progress
-    model, split = state.model, next(iter(results), "test")
+    split = next(iter(results), "test")
     result = results.get(split)
     attention = [] if result is None else attention_looks(model, result, most=PICTURES)
     write_report(

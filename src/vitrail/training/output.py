@@ -9,8 +9,8 @@ import fcntl
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -40,23 +40,28 @@ class Output:
 
     Args:
         path: the folder; made by `claim`.
+        writes: whether this process is the one that writes; the others' records go nowhere.
     """
 
-    def __init__(self, path: Path | str):
+    def __init__(self, path: Path | str, writes: bool = True):
         self.path = Path(path)
-        self.metrics = Records(self.path / "metrics.jsonl")
-        self.keys = Records(self.path / "keys.jsonl")
+        self.writes = writes
+        records = Records if writes else _Nowhere
+        self.metrics = records(self.path / "metrics.jsonl")
+        self.keys = records(self.path / "keys.jsonl")
 
     def continues(
         self,
         settings: Mapping[str, Any],
         data: Mapping[str, Fingerprint],
         overwrite: bool = False,
+        accept_other_data: bool = False,
     ) -> bool:
         """Whether a run with these settings (plain JSON values) on these data goes on here.
 
-        Nothing is written. With ``overwrite`` another run gives way, and so does this very one
-        once it is finished; one that was interrupted goes on.
+        With ``overwrite`` another run gives way, and so does this very one once it is finished;
+        one that was interrupted goes on. Nothing is written, but for ``accept_other_data``, which
+        takes changed data for the run's own from here on and records what changed.
 
         Raises:
             Error: the folder holds another run or other people's files, or is none.
@@ -73,7 +78,7 @@ class Output:
             )
         if self._run_file.exists():
             try:
-                self._refuse_other(settings, data)
+                self._refuse_other(settings, data, accept_other_data)
             except Error:
                 if overwrite:
                     return False
@@ -101,18 +106,21 @@ class Output:
                 one.write(self._listing(split))
         except OSError as error:
             raise Error(f"{self.path} cannot be used as --out: {error.strerror}") from None
-        settings = {**settings, "data": {split: one.to_json() for split, one in data.items()}}
-        write_text_whole(self._run_file, json.dumps(settings, indent=1, sort_keys=True))
+        self._write_run(settings, data, [])
 
     @contextmanager
     def locked(self) -> Iterator[None]:
         """Make the folder and keep other processes out of it, for as long as this one lives.
 
         The lock is on the folder itself and goes with the process, also with one that is killed.
+        Of several processes of one run only the one that writes takes it.
 
         Raises:
             Error: another process is training here, or the folder cannot be made.
         """
+        if not self.writes:
+            yield
+            return
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             handle = os.open(self.path, os.O_RDONLY)
@@ -138,10 +146,31 @@ class Output:
         whole = all((self.path / name).exists() for name in ("config.json", MODEL_FILE))
         return ends[-1] if ends and whole else None
 
-    def rewind(self, step: int) -> None:
-        """Forget what was recorded after a step, because it is about to be done again."""
+    def rewind(self, step: int, keep: tuple[str, ...] = ()) -> None:
+        """Forget what was recorded after a step, because it is about to be done again.
+
+        Args:
+            step: the last one that stays.
+            keep: kinds of records that stay whatever their step.
+        """
         for records in (self.metrics, self.keys):
-            records.rewind(lambda record: record.get("step", 0) <= step)
+            records.rewind(lambda r: r.get("step", 0) <= step or r.get("kind") in keep)
+
+    def ask_for(self, rank: int, accumulate: int) -> None:
+        """Note for the next start that a process has no memory for fewer micro-batches a step."""
+        with suppress(OSError):
+            self._memory(rank).write_text(str(accumulate))
+
+    def asked_for(self) -> int:
+        """The most micro-batches that any process has asked for; 0 where none did."""
+        found = [0]
+        for path in (self.path / FOLDER).glob(self._memory("*").name):
+            with suppress(OSError, ValueError):
+                found.append(int(path.read_text()))
+        return max(found)
+
+    def _memory(self, rank: int | str) -> Path:
+        return self.path / FOLDER / f"memory-{rank}"
 
     @property
     def _run_file(self) -> Path:
@@ -150,10 +179,12 @@ class Output:
     def _listing(self, split: str) -> Path:
         return self.path / FOLDER / f"data-{split}.gz"
 
-    def _refuse_other(self, settings: Mapping[str, Any], data: Mapping[str, Fingerprint]) -> None:
+    def _refuse_other(
+        self, settings: Mapping[str, Any], data: Mapping[str, Fingerprint], accept: bool
+    ) -> None:
         try:
             before = json.loads(self._run_file.read_bytes())
-            held_data = before.pop("data")
+            held_data, accepted = before.pop("data"), before.pop("accepted", [])
         except (ValueError, KeyError, TypeError, AttributeError):
             raise Error(f"{self._run_file} is damaged; start again with --overwrite") from None
         changes = differences(before, json.loads(json.dumps(settings)))
@@ -168,11 +199,36 @@ class Output:
                         f"in {split} {change}"
                         for change in Fingerprint.read(self._listing(split)).changes(data[split])
                     ]
-        if changes:
+        if changes and accept and what == "other data":
+            self._accept(settings, data, [*accepted, changes])
+        elif changes:
+            way = ", --accept-other-data" if what == "other data" else ""
             raise Error(
                 f"{self.path} holds a run with {what} ({listing(changes, 3)}); "
-                "repeat its command to continue it, give another --out, or --overwrite"
+                f"repeat its command to continue it, give another --out{way}, or --overwrite"
             )
+
+    def _accept(
+        self,
+        settings: Mapping[str, Any],
+        data: Mapping[str, Fingerprint],
+        accepted: list[list[str]],
+    ) -> None:
+        self._write_run(settings, data, accepted)
+        for split, one in data.items():
+            one.write(self._listing(split))
+        self.metrics.write("data", changes=accepted[-1])
+
+    def _write_run(
+        self,
+        settings: Mapping[str, Any],
+        data: Mapping[str, Fingerprint],
+        accepted: list[list[str]],
+    ) -> None:
+        """What the run is, and which changes of its data were accepted on the way."""
+        body = {**settings, "data": {split: one.to_json() for split, one in data.items()}}
+        body |= {"accepted": accepted} if accepted else {}
+        write_text_whole(self._run_file, json.dumps(body, indent=1, sort_keys=True))
 
     def _clear(self) -> None:
         remove_leftovers(self.path)
@@ -182,6 +238,16 @@ class Output:
                 shutil.rmtree(item)
             else:
                 item.unlink(missing_ok=True)
+
+
+class _Nowhere(Records):
+    """Records of a process that does not write."""
+
+    def write(self, kind: str, **fields: Any) -> None:
+        """Nothing."""
+
+    def rewind(self, keep: Callable[[dict[str, Any]], bool]) -> None:
+        """Nothing."""
 
 
 def differences(before: Any, now: Any, name: str = "") -> list[str]:

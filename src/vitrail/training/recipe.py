@@ -7,6 +7,7 @@ return recipes, `choices` the parts of one; `with_settings` changes single field
 
 import dataclasses
 import json
+import math
 import types
 import typing
 from collections.abc import Mapping
@@ -26,6 +27,7 @@ from vitrail.training.choices import (
     Target,
     Tuning,
     check_one_of,
+    check_range,
 )
 
 __all__ = [
@@ -69,6 +71,10 @@ class Recipe:
             set of their own; None for the usual tenth.
         eval_every: how often to look at the validation set.
         patience: stop after this many looks without a better one; None to go to the end.
+        bad_step: what to do with a step whose loss or gradient is not finite, which is never
+            applied: ``skip`` it, ``rollback`` to the last checkpoint and pass over the batches
+            since, or ``stop``.
+        most_bad_steps: after so many skips in a row, or so many rollbacks, the run stops.
         precision: ``fp32``, ``bf16``, ``fp16`` or ``fp64``.
         normalize: where the mean and deviation of pixels come from: ``model`` keeps those that the
             model (or its weights) came with, ``data`` measures them on the training images.
@@ -103,6 +109,8 @@ class Recipe:
     held_out: float | None = None
     eval_every: Duration = field(default_factory=lambda: Duration(1, "epochs"))
     patience: int | None = None
+    bad_step: str = "skip"
+    most_bad_steps: int = 10
     precision: str = "fp32"
     normalize: str = "model"
     fit: str | None = None
@@ -112,6 +120,8 @@ class Recipe:
     teacher: str | None = None
 
     def __post_init__(self):
+        check_one_of("bad_step", self.bad_step, ("skip", "rollback", "stop"))
+        check_range("most_bad_steps", self.most_bad_steps, 1, math.inf)
         check_one_of("normalize", self.normalize, ("model", "data"))
         check_one_of("precision", self.precision, ("fp32", "bf16", "fp16", "fp64"))
         if self.fit is not None:

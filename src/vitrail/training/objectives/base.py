@@ -18,8 +18,9 @@ class Example:
         labels: int64 [b]; of multi-label data float [b k], 1 for each class that is there.
         targets: soft labels float [b k] that replace the labels (mixup), or None.
         pixels: the same pictures before that, uint8 [b h w 3], or None.
-        epochs, indices: b whole numbers, on the CPU: which samples these are, for an objective that
-            draws random numbers; None where it shall draw the same for every batch.
+        epochs, indices, repeats: b whole numbers, on the CPU: which samples these are, and how
+            often they came before in their epoch, for an objective that draws random numbers; None
+            where it shall draw the same for every batch.
     """
 
     images: Tensor
@@ -28,6 +29,7 @@ class Example:
     pixels: Tensor | None = None
     epochs: Tensor | Sequence[int] | None = None
     indices: Tensor | Sequence[int] | None = None
+    repeats: Tensor | Sequence[int] | None = None
 
 
 @dataclass(frozen=True)

@@ -180,4 +180,5 @@ def draws_of(batch: Example, seed: int, count: int, device: torch.device) -> Ten
     size = len(batch.images)
     epochs = [0] * size if batch.epochs is None else [int(epoch) for epoch in batch.epochs]
     indices = range(size) if batch.indices is None else [int(index) for index in batch.indices]
-    return torch.from_numpy(mask_draws(seed, epochs, indices, count)).to(device)
+    repeats = None if batch.repeats is None else [int(repeat) for repeat in batch.repeats]
+    return torch.from_numpy(mask_draws(seed, epochs, indices, count, repeats)).to(device)

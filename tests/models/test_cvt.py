@@ -11,6 +11,7 @@ from vitrail import Error, Tape, create_model, list_models
 from vitrail.models.base import height_width
 from vitrail.models.cost import cost
 from vitrail.models.cvt import CvT, CvTConfig
+from vitrail.models.parts import drop_paths, set_drop_path_draws
 from vitrail.models.zoo import from_config, resolve
 
 TOLERANCE = 1e-11
@@ -302,6 +303,7 @@ def test_layers_and_macs_are_those_of_the_model(name):
 @pytest.mark.parametrize("name", VARIANTS)
 def test_activations_are_what_autograd_keeps(name):
     model = CvT(CvTConfig(**{**SMALL, **VARIANTS[name]})).train()
+    set_drop_path_draws(model, torch.ones(8, len(drop_paths(model))))  # nothing is dropped
     images = images_for(model, batch=8).float()
     own = {t.untyped_storage().data_ptr() for t in [*model.parameters(), *model.buffers()]}
     kept = {}
@@ -469,8 +471,6 @@ def test_depths_for_layer_wise_rates():
 
 
 def test_drop_path_is_the_last_stages():
-    from vitrail.models.parts import drop_paths
-
     model = on_meta("cvt_13_224", drop_path=0.1)
     rates = [part.rate for part in drop_paths(model)]
     assert len(rates) == 18

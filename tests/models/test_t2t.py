@@ -8,6 +8,7 @@ from tests.models.authors import cases, fill, images_of, logits_of
 from vitrail import Error, Tape, create_model, list_models
 from vitrail.models.base import height_width
 from vitrail.models.cost import cost
+from vitrail.models.parts import drop_paths, set_drop_path_draws
 from vitrail.models.t2t import T2TConfig, T2TViT, sinusoids
 from vitrail.models.zoo import resolve
 
@@ -226,6 +227,7 @@ def test_layers_and_macs_are_those_of_the_model(name):
 @pytest.mark.parametrize("name", VARIANTS)
 def test_activations_are_what_autograd_keeps(name):
     model = T2TViT(T2TConfig(**{**SMALL, **VARIANTS[name]})).train()
+    set_drop_path_draws(model, torch.ones(4, len(drop_paths(model))))  # nothing is dropped
     images = images_for(model, batch=4).float()
     own = {t.untyped_storage().data_ptr() for t in [*model.parameters(), *model.buffers()]}
     kept = {}

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 def evaluate(
     source: Annotated[str, arg("MODEL")],
-    data: Annotated[str, arg("DATA")],
+    data: Annotated[str | None, arg("DATA")] = None,
     /,
     *,
     model: Annotated[str | None, arg("NAME")] = None,
@@ -39,6 +39,9 @@ def evaluate(
     sizes: Annotated[tuple[int, ...], arg("PIXELS")] = (),
     real_labels: Annotated[Path | None, arg("FILE")] = None,
     class_map: Annotated[Path | None, arg("FILE")] = None,
+    vtab: Annotated[Path | None, arg("ROOT")] = None,
+    vtab_protocol: Annotated[Literal["linear", "finetune"], arg("linear|finetune")] = "linear",
+    vtab_tasks: Annotated[tuple[str, ...], arg("NAMES")] = (),
     seed: int = 0,
     batch_size: int = 64,
     workers: int = 0,
@@ -56,7 +59,7 @@ def evaluate(
     Args:
         source: A model folder, or a checkpoint file.
         model: The name of the model, for a file that does not say it.
-        data: As for train. Classes are matched by name.
+        data: As for train; not with --vtab. Classes are matched by name.
         split: train, val or test. A folder without splits is used whole.
         which: The weights of the last step, or the best on validation.
         calibrate: Fit a temperature on val, and store it in the model folder.
@@ -70,6 +73,9 @@ def evaluate(
         sizes: Measure with images of these sizes too.
         real_labels: Several right labels an image: real.json, or JSON lines of key and labels.
         class_map: JSON from the data's classes to the model's.
+        vtab: Run VTAB-1k instead: a folder with one for each of its tasks (docs/vtab.md).
+        vtab_protocol: Frozen features in minutes, or the paper's fine-tuning (needs --out).
+        vtab_tasks: Only these tasks.
         seed: Of the corruptions.
         batch_size: Images at a time.
         workers: Processes that decode images.
@@ -80,6 +86,22 @@ def evaluate(
         json: Print one JSON object on stdout.
         out: A folder for evaluation.json and report.html.
     """
+    if vtab is not None:
+        if data is not None:
+            raise Error(f"--vtab has data of its own: leave {data} out")
+        return _vtab(
+            source,
+            vtab,
+            out,
+            json,
+            protocol=vtab_protocol,
+            tasks=vtab_tasks,
+            name=model,
+            device=device,
+            workers=workers,
+        )
+    if data is None:
+        raise Error("evaluate needs DATA, images with labels; or --vtab with a folder of its tasks")
     from vitrail.cli import measuring as work
     from vitrail.evaluation.corruptions import check_names
     from vitrail.kit.devices import pick_device
@@ -125,6 +147,32 @@ def evaluate(
         print_json(findings.to_json())
     else:
         _print_findings(findings)
+    return 0
+
+
+def _vtab(source: str, root: Path, out: Path | None, as_json: bool, **options: Any) -> int:
+    """VTAB-1k: the tasks that are there, what is missing, and means over whole groups."""
+    from vitrail.cli.progress import Progress
+    from vitrail.kit.files import write_text_whole
+    from vitrail.recipes.vtab import vtab as run
+
+    with Progress() as progress:
+        result = run(source, root, out=out, progress=progress, **options)
+    found = result.to_json()
+    if out is not None:
+        out.mkdir(parents=True, exist_ok=True)
+        write_text_whole(out / "vtab.json", json.dumps(found, ensure_ascii=False, indent=1))
+    if as_json:
+        print_json(found)
+        return 0
+    rows = [row | {"top1": 100 * row["top1"]} for row in found["tasks"]]
+    print_rows({"name": "", "group": "", "top1": ".2f", "n": ",d", "classes": "d"}, rows)
+    for name, mean in (found["groups"] | {"all 19": found["mean"]}).items():
+        print(f"{name:<12} {'not whole' if mean is None else f'{100 * mean:.2f} %'}")
+    for name, reason in ((entry["name"], entry["reason"]) for entry in found["failed"]):
+        print(f"{name} cannot be read: {reason}", file=sys.stderr)
+    for missing in result.missing:
+        print(f"missing: {missing}", file=sys.stderr)
     return 0
 
 

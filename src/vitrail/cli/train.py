@@ -44,6 +44,8 @@ def train(
     seeds: Annotated[int, arg("N")] = 1,
     teacher: Annotated[str | None, arg("SOURCE")] = None,
     tiny: bool = False,
+    watch: Annotated[str | None, arg("DATA")] = None,
+    watch_every: Annotated[int | None, arg("STEPS")] = None,
     track: Annotated[Literal["tensorboard"] | None, arg("tensorboard")] = None,
     accept_other_data: bool = False,
     json: bool = False,
@@ -92,6 +94,8 @@ def train(
         seeds: Train so many times with seeds one apart, in DIR/seed-K; mean and deviation.
         teacher: A model folder to learn from besides the labels (deit_distill).
         tiny: Shrink model and run to see on a laptop that a recipe works.
+        watch: Another data set, to see few-shot accuracy on while this one is learned.
+        watch_every: Steps between two such looks; a twentieth of the run by default.
         track: Have the records in TensorBoard's format too, in OUT/tensorboard.
         accept_other_data: Go on with a run whose data have changed, and record the changes.
         json: Print one JSON object on stdout at the end.
@@ -128,6 +132,8 @@ def train(
         ema=ema,
         patience=patience,
         record_keys=record_keys,
+        watch=watch,
+        watch_every=watch_every,
         track=track,
         dry_run=dry_run,
         overwrite=overwrite,

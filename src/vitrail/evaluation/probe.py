@@ -23,6 +23,7 @@ from vitrail.kit.errors import Error, listing
 from vitrail.metrics.bootstrap import bootstrap_interval, bootstrap_means
 from vitrail.models.base import ImageClassifier
 from vitrail.models.cost import cost
+from vitrail.models.cost.memory import Step, memory
 
 PASSES = 3  # forward passes that a training step costs
 NEIGHBOURS = (10, 20, 100, 200)  # DINO's; 20 is the headline
@@ -316,13 +317,8 @@ class Prober:
 
 
 def training_bytes(model: ImageClassifier, batch_size: int) -> int:
-    """What a float32 training step with AdamW and an average of the weights keeps in memory.
-
-    Weights, their gradients, two moments and the average, and the activations of a batch as
-    `models.cost` counts them.
-    """
-    figures = cost(model)
-    return 4 * (5 * figures.parameters + batch_size * figures.activations)
+    """What a float32 training step with AdamW and an average of the weights needs at its peak."""
+    return memory(model, Step(batch_size=batch_size)).peak
 
 
 def recommend(rows: Sequence[Row]) -> str:

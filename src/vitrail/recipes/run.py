@@ -31,6 +31,7 @@ from vitrail.recipes.tiny import tiny as shrunk
 from vitrail.training.checkpoint import Checkpoint, Checkpoints
 from vitrail.training.display import Display
 from vitrail.training.engine import Engine, first_process
+from vitrail.training.few_shots import FewShots
 from vitrail.training.finish import Run, finish, nothing_left
 from vitrail.training.ledger import account
 from vitrail.training.loop import run as run_loop
@@ -86,6 +87,8 @@ def train(
     quiet: bool = True,
     command: str = "",
     track: str | None = None,
+    watch: Spec | None = None,
+    watch_every: int | None = None,
 ) -> Run:
     """Train a model; the same call again continues an interrupted run, or does nothing.
 
@@ -99,6 +102,8 @@ def train(
         record: more facts for the ``vitrail`` section of the model folder's `config.json`.
         quiet: say nothing on stderr.
         command: what the report gives as the way to go on.
+        watch: another data set, whose few-shot accuracy is measured every ``watch_every`` steps (a
+            twentieth of the run by default).
         track: ``tensorboard`` to have the records there too, in ``out``; None for nowhere else.
         The rest: as `vitrail train --help` says.
 
@@ -171,6 +176,8 @@ def train(
         return over_rates(train, given, chosen, opened.own_val, display)
     if chosen.patience is not None and opened.parts.val is None:
         raise Error("patience needs a validation set, and there is none")
+    total = lengths(chosen, len(opened.parts.train), options).total
+    watched = _watched(watch, watch_every or max(1, total // 20))
     engine = Engine(device, chosen.precision, parallel)
     settings = {
         "recipe": chosen.to_json(),
@@ -205,7 +212,6 @@ def train(
     if dry_run:
         with engine.together():
             display.say(*told)
-        total = lengths(chosen, len(opened.parts.train), options).total
         return Run(output.path, total, 0, {}, 0.0, None)
     with output.locked(), engine.together(), tracked(output, track if first else None):
         if not resumed and engine.first:
@@ -214,7 +220,7 @@ def train(
         state = State(chosen, built, engine, objective)
         session = _begin(Session(state, opened.parts, output, options, display), checkpoint)
         before = state.progress.step
-        run_loop(session)
+        run_loop(session, watched)
         ledger = account(
             state.learner,
             engine,
@@ -314,6 +320,20 @@ def _words(settings: Mapping[str, Any], **given: Any) -> dict[str, Any]:
         owner, _, field = name.rpartition(".")
         given[name] = getattr(getattr(read, owner) if owner else read, field)
     return given
+
+
+def _watched(data: Spec | None, every: int) -> FewShots | None:
+    """The data set that a run is watched on: its train split, and test, else val, else a fifth."""
+    if data is None:
+        return None
+    splits = open_splits(data)
+    if "train" not in splits:
+        raise Error(f"--watch {data}: there is no train split, only {' and '.join(splits)}")
+    test = splits.get("test") or splits.get("val")
+    if test is not None:
+        return FewShots(splits["train"], test, every)
+    train, test = splits["train"].split(0.2, seed=0)
+    return FewShots(train, test, every)
 
 
 def _check_place(data: Spec, out: Path) -> None:

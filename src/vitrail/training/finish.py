@@ -31,7 +31,8 @@ class Run:
         folder: the model folder.
         steps: of the whole run.
         steps_this_run: taken by this call; 0 when there was nothing left to do.
-        metrics: top-1, top-5 and loss by split, as far as there is one (fractions 0..1).
+        metrics: top-1, top-5 and loss by split, as far as there is one (fractions 0..1); of a run
+            without labels the loss alone.
         seconds: of the whole run, restarts included.
         report: the page; None after a dry run.
     """
@@ -48,7 +49,7 @@ class Run:
         """Accuracy on the test set, else on the validation set, else None."""
         for split in ("test", "val"):
             if split in self.metrics:
-                return self.metrics[split]["top1"]
+                return self.metrics[split].get("top1")
         return None
 
     def to_json(self) -> dict[str, Any]:

@@ -23,6 +23,7 @@ from vitrail.kit.errors import Error
 from vitrail.models.base import ImageClassifier
 from vitrail.training.display import Display
 from vitrail.training.engine import Engine
+from vitrail.training.few_shots import FewShots, look_at_few_shots
 from vitrail.training.optim import set_rate
 from vitrail.training.session import Data, Lengths, Options, Session, lengths
 from vitrail.training.step import Outcome, TooLarge, forget, passes
@@ -46,8 +47,12 @@ class Interrupted(KeyboardInterrupt):
         self.step = step
 
 
-def run(session: Session) -> None:
+def run(session: Session, watched: FewShots | None = None) -> None:
     """Train from where the state stands to the end of its recipe.
+
+    Args:
+        session: its state goes all the way.
+        watched: another data set to measure few-shot accuracy on, every so often.
 
     Raises:
         Interrupted: asked to stop; the state is saved.
@@ -87,6 +92,8 @@ def run(session: Session) -> None:
             if not went_back and (over(session) or step % session.lengths.eval_every == 0):
                 look(session)
             at_end = over(session)
+            if watched is not None and not went_back and watched.due(step, at_end):
+                look_at_few_shots(session, watched)
             if at_end or outcome.stop or went_back or step % session.lengths.save_every == 0:
                 save(session)
             if outcome.stop and not at_end:

@@ -4,6 +4,7 @@ By accuracy; by mean average precision where an image has any number of labels; 
 by the mean of the run's own loss.
 """
 
+import contextlib
 from collections.abc import Mapping
 
 import torch
@@ -22,19 +23,24 @@ from vitrail.training.state import State
 def mean_loss(state: State, source: Source, workers: int = 0) -> tuple[float, int]:
     """The objective's loss over all pictures of a source, and how many those are.
 
-    What is hidden of a picture is the same every time, so the figures of a run can be compared.
+    The weights are the averaged ones, if any, within `State.averaged`. What is hidden of a picture
+    is the same every time, so the figures of a run can be compared.
 
     Raises:
         Error: no picture can be read.
     """
     engine, preprocessing = state.engine, state.model.preprocessing
     training = state.model.training
+    # `State.averaged` has done so where every process holds all of the weights.
+    average = contextlib.nullcontext()
+    if engine.sharded and state.ema is not None:
+        average = state.ema.exchanged()
     total, count = 0.0, 0
     state.learner.eval()
     try:
         batch_size = max(64, state.recipe.batch_size)
         batches = eval_batches(source, preprocessing, batch_size, workers=workers)
-        with torch.inference_mode(), engine.forward():
+        with average, torch.inference_mode(), engine.forward():
             for batch in batches:
                 if not batch.keys:
                     continue
@@ -50,6 +56,7 @@ def mean_loss(state: State, source: Source, workers: int = 0) -> tuple[float, in
                 count += len(batch.keys)
     finally:
         state.learner.train(training)
+        engine.reshard(state.runner)
     if not count:
         raise Error(f"{source.name}: no picture can be read")
     # One figure for all: with another last digit one process alone might stop for want of patience.

@@ -46,9 +46,6 @@ def train(
     tiny: bool = False,
     track: Annotated[Literal["tensorboard"] | None, arg("tensorboard")] = None,
     accept_other_data: bool = False,
-    fewshot: Annotated[str | None, arg("DATA")] = None,
-    fewshot_every: Annotated[int | None, arg("STEPS")] = None,
-    fewshot_shots: Annotated[tuple[int, ...], arg("N")] = (5, 10),
     json: bool = False,
     set: Annotated[tuple[str, ...], arg("KEY=VALUE")] = (),
 ) -> int:
@@ -97,9 +94,6 @@ def train(
         tiny: Shrink model and run to see on a laptop that a recipe works.
         track: Have the records in TensorBoard's format too, in OUT/tensorboard.
         accept_other_data: Go on with a run whose data have changed, and record the changes.
-        fewshot: Watch the run by few-shot accuracy on these data: a ridge regression on features.
-        fewshot_every: Steps between these looks; as often as at the validation set by default.
-        fewshot_shots: Images a class.
         json: Print one JSON object on stdout at the end.
         set: Any field of the recipe or of the model: --set model.depth=2 optim.name=sgd.
     """
@@ -141,9 +135,6 @@ def train(
         teacher=teacher,
         tiny=tiny,
         accept_other_data=accept_other_data,
-        fewshot=fewshot,
-        fewshot_every=fewshot_every,
-        fewshot_shots=fewshot_shots,
         set=settings(set),
         quiet=False,
         command=again(),

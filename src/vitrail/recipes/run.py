@@ -5,7 +5,7 @@ model, and hands over to the loop.
 """
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,7 +31,6 @@ from vitrail.recipes.tiny import tiny as shrunk
 from vitrail.training.checkpoint import Checkpoint, Checkpoints
 from vitrail.training.display import Display
 from vitrail.training.engine import Engine, first_process
-from vitrail.training.fewshots import SHOTS, open_few_shots
 from vitrail.training.finish import Run, finish, nothing_left
 from vitrail.training.ledger import account
 from vitrail.training.loop import run as run_loop
@@ -87,9 +86,6 @@ def train(
     quiet: bool = True,
     command: str = "",
     track: str | None = None,
-    fewshot: Spec | None = None,
-    fewshot_every: int | None = None,
-    fewshot_shots: Sequence[int] = SHOTS,
 ) -> Run:
     """Train a model; the same call again continues an interrupted run, or does nothing.
 
@@ -104,7 +100,6 @@ def train(
         quiet: say nothing on stderr.
         command: what the report gives as the way to go on.
         track: ``tensorboard`` to have the records there too, in ``out``; None for nowhere else.
-        fewshot: data to watch few-shot accuracy on, as the ViT paper watches pre-training.
         The rest: as `vitrail train --help` says.
 
     Raises:
@@ -146,11 +141,6 @@ def train(
             image_column=image_column,
             label_column=label_column,
         )
-        if fewshot is not None:
-            watched = open_few_shots(fewshot, fewshot_shots, fewshot_every)
-            opened = dataclasses.replace(
-                opened, parts=dataclasses.replace(opened.parts, fewshots=watched)
-            )
     situation = Situation(
         model=start,
         examples=len(opened.parts.train),

@@ -19,7 +19,6 @@ from collections.abc import Iterator
 from vitrail.data.loader import Batch, train_batches
 from vitrail.kit.errors import Error
 from vitrail.training.display import Display
-from vitrail.training.fewshots import few_shot_accuracy
 from vitrail.training.optim import set_rate
 from vitrail.training.session import Data, Lengths, Options, Session, lengths
 from vitrail.training.step import Outcome, TooLarge, forget, passes
@@ -83,8 +82,6 @@ def run(session: Session) -> None:
             went_back = step <= before
             if not went_back and (over(session) or step % session.lengths.eval_every == 0):
                 look(session)
-            if not went_back and fewshots_due(session):
-                few(session)
             at_end = over(session)
             if at_end or outcome.stop or went_back or step % session.lengths.save_every == 0:
                 save(session)
@@ -233,30 +230,6 @@ def look(session: Session) -> None:
             progress.best, progress.best_step, progress.stale = score, progress.step, 0
             if state.engine.first:
                 save_weights(model, session.output.path / BEST_FILE)
-
-
-def fewshots_due(session: Session) -> bool:
-    """Whether few-shot accuracy is to be measured after this step."""
-    fewshots, step = session.data.fewshots, session.state.progress.step
-    if fewshots is None:
-        return False
-    return over(session) or step % (fewshots.every or session.lengths.eval_every) == 0
-
-
-def few(session: Session) -> None:
-    """Measure the few-shot accuracy of the averaged weights' features, and record it."""
-    state, progress, fewshots = session.state, session.state.progress, session.data.fewshots
-    assert fewshots is not None
-    batch_size, workers = state.recipe.batch_size, session.options.workers
-    with state.averaged() as model:
-        try:
-            figures = few_shot_accuracy(model, fewshots, batch_size, workers, state.engine)
-        except Error as error:  # training has lost nothing by it
-            session.display.say(f"step {progress.step:,}: no few-shot accuracy, because {error}")
-            return
-    session.output.metrics.write("fewshot", step=progress.step, **figures)
-    said = ", ".join(f"{k}-shot {100 * figures[f'shot_{k}']:.2f} %" for k in fewshots.shots)
-    session.display.say(f"step {progress.step:,}: {said}")
 
 
 @contextlib.contextmanager

@@ -248,8 +248,6 @@ def attention_blocks(section: Section, attention: Sequence[Look]) -> None:
 def _curves(section: Section, records: Sequence[Mapping[str, Any]]) -> None:
     steps = [record for record in records if record.get("kind") == "step"]
     evals = [record for record in records if record.get("kind") == "eval"]
-    few = [record for record in records if record.get("kind") == "fewshot"]
-    shots = [name for name in (few[-1] if few else ()) if name.startswith("shot_")]
     if not steps:
         section.text("There are no curves: no step was recorded.")
         return
@@ -272,7 +270,6 @@ def _curves(section: Section, records: Sequence[Mapping[str, Any]]) -> None:
                 curve("validation", evals, "top1", "highest"),
                 curve("mean average precision", evals, "mean_average_precision", "highest"),
                 # With at most five classes top-5 is always 1.
-                *(curve(name.replace("shot_", "few-shot, "), few, name) for name in shots),
                 curve("top-5", [r for r in evals if r.get("top5") != 1], "top5"),
             ],
         ),

@@ -7,7 +7,6 @@ from vitrail.data.sources import Source
 from vitrail.kit.errors import Error
 from vitrail.training.checkpoint import Checkpoints
 from vitrail.training.display import Display
-from vitrail.training.fewshots import FewShots
 from vitrail.training.optim import Rates
 from vitrail.training.output import Output
 from vitrail.training.recipe import Recipe
@@ -21,14 +20,12 @@ class Data:
     """What a run learns from and is measured on; `val` and `test` may be missing.
 
     `unreadable` are (key, reason) of the training pictures that were left out from the start.
-    `fewshots` is what few-shot accuracy is watched on, if it is.
     """
 
     train: Source
     val: Source | None = None
     test: Source | None = None
     unreadable: tuple[tuple[str, str], ...] = ()
-    fewshots: FewShots | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

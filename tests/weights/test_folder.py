@@ -68,6 +68,14 @@ def test_saved_and_opened(tmp_path, tiny, fields):
     assert names == {"config.json", "model.safetensors"}
 
 
+def test_equal_models_are_equal_files(tmp_path, trained):
+    files = {
+        (save_model(trained, tmp_path / str(i)) / "model.safetensors").read_bytes()
+        for i in range(12)
+    }
+    assert len(files) == 1
+
+
 def test_labels_and_preprocessing_travel(tmp_path, trained, tiny):
     save_model(trained, tmp_path)
     again = load_model(str(tmp_path))

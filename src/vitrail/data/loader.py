@@ -363,8 +363,10 @@ def _made(
         for name in ("images", "labels", "indices", "epochs", "repeats"):
             fields[name] = torch.from_numpy(fields[name])
         if fields["before"] is not None:
-            image, label = fields["before"]
-            fields["before"] = torch.from_numpy(image), torch.from_numpy(label)
+            # A single picture may be a view of its file's own bytes, which are not to be written.
+            fields["before"] = tuple(
+                torch.from_numpy(np.require(array, requirements="W")) for array in fields["before"]
+            )
         yield Batch(**fields)
 
 

@@ -6,6 +6,7 @@ A training run's page and an evaluation's are both made of them.
 import numpy as np
 
 from vitrail.evaluation.accuracy import Accuracy
+from vitrail.evaluation.multilabel import MultiLabel
 from vitrail.kit.page import Picture, Section, Share, confused
 
 ROWS = 40  # classes up to which the whole table stands open
@@ -50,6 +51,34 @@ def accuracy_blocks(section: Section, result: Accuracy) -> None:
     ]
     if pairs:
         section.text(f"Taken most often: {'; '.join(pairs)}.")
+
+
+def multi_label_blocks(section: Section, result: MultiLabel) -> None:
+    """How well each class is found, where images have any number of labels."""
+    rows = [
+        (one.label, one.n, *map(share, (one.average_precision, one.auroc, one.f1)))
+        for one in sorted(result.per_class, key=lambda one: one.average_precision or 0)
+    ]
+    section.table(
+        ("class", "images", "average precision", "AUROC", "F1"),
+        rows,
+        "Per class, the hardest first. F1 is that of answers with a probability over one half.",
+    )
+
+
+def multi_label_tiles(result: MultiLabel) -> list[tuple[str | None, str]]:
+    """The figures that stand at the top of a page."""
+    score = result.mean_average_precision
+    return [
+        (None if score is None else percent(score), "mean average precision"),
+        (percent(result.macro_f1), "macro F1"),
+        (percent(result.micro_f1), "micro F1"),
+    ]
+
+
+def share(value: float | None) -> Share | None:
+    """A share with its bar; an empty cell where it is not known."""
+    return None if value is None else Share(value)
 
 
 def mistake_blocks(section: Section, result: Accuracy) -> None:

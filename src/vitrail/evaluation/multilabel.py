@@ -37,6 +37,7 @@ class MultiLabel:
 
     Attributes:
         n: images.
+        loss: mean over the images of the binary cross-entropy summed over the classes, in nats.
         mean_average_precision: over the classes with a positive; scikit-learn's
             ``average_precision_score(average="macro")`` on these.
         mean_auroc: over the classes with a positive and a negative.
@@ -46,6 +47,7 @@ class MultiLabel:
     """
 
     n: int
+    loss: float
     mean_average_precision: float | None
     mean_auroc: float | None
     macro_f1: float
@@ -57,6 +59,23 @@ class MultiLabel:
         """Plain JSON values."""
         fields = dict(vars(self)) | {"per_class": [dict(vars(one)) for one in self.per_class]}
         return fields | {"skipped": [{"key": key, "reason": why} for key, why in self.skipped]}
+
+
+@dataclass(frozen=True, eq=False)
+class Answers:
+    """What a model said of some images, and what is true of them.
+
+    Attributes:
+        logits: float64 [n k].
+        positive: bool [n k], whether a class is in the picture.
+        names: of the k classes.
+        skipped: (key, reason) of images that could not be read.
+    """
+
+    logits: np.ndarray
+    positive: np.ndarray
+    names: tuple[str, ...]
+    skipped: tuple[tuple[str, str], ...] = ()
 
 
 def evaluate_multi_label(
@@ -74,8 +93,21 @@ def evaluate_multi_label(
         Error: classes that the model does not know, labels of another form, logits that are not
             finite, or no image.
     """
+    return score_all([ask(model, batches, classes)])
+
+
+def ask(
+    model: ImageClassifier, batches: Iterable[Batch], classes: Sequence[str] | None = None
+) -> Answers:
+    """The answers alone, of all images or of one process's share of them; none is no mistake.
+
+    Args and errors are `evaluate_multi_label`'s.
+    """
+    if not model.num_classes:
+        raise Error("the model is an encoder without a head: fine-tune from it first")
     places = align(classes, model.labels) if classes and model.labels else None
-    scores, targets, skipped = [], [], []
+    wide = model.num_classes if places is None else len(places)
+    scores, targets, skipped = [np.zeros((0, wide))], [np.zeros((0, wide), bool)], []
     was_training = model.training
     model.eval()
     try:
@@ -84,20 +116,36 @@ def evaluate_multi_label(
                 skipped += batch.skipped
                 if len(batch.keys):
                     logits = finite_logits(model, batch)
-                    scores.append(logits if places is None else logits[:, places])
-                    targets.append(batch.labels)
+                    scores.append((logits if places is None else logits[:, places]).numpy())
+                    targets.append(_truth(batch, wide))
     finally:
         model.train(was_training)
-    if not scores:
-        raise Error(f"there is no image to evaluate on; {len(skipped)} were skipped")
-    logits, labels = torch.cat(scores).numpy(), torch.cat(targets).cpu().numpy()
-    if labels.shape != logits.shape or not np.isin(labels, (0, 1)).all():
+    names = classes or model.labels or map(str, range(wide))
+    return Answers(np.concatenate(scores), np.concatenate(targets), tuple(names), tuple(skipped))
+
+
+def _truth(batch: Batch, classes: int) -> np.ndarray:
+    labels = batch.labels.cpu().numpy()
+    if labels.shape != (len(batch.keys), classes) or not np.isin(labels, (0, 1)).all():
         raise Error(
-            f"labels of several classes are 0 and 1 for {logits.shape[1]} classes an image, not "
+            f"labels of several classes are 0 and 1 for {classes} classes an image, not "
             f"{list(labels.shape)}"
         )
-    names = list(classes or model.labels or map(str, range(logits.shape[1])))
-    return score(logits, labels.astype(bool), names, tuple(skipped))
+    return labels.astype(bool)
+
+
+def score_all(parts: Sequence[Answers]) -> MultiLabel:
+    """The figures of all images together.
+
+    Raises:
+        Error: there is no image.
+    """
+    skipped = tuple(item for part in parts for item in part.skipped)
+    if not any(len(part.logits) for part in parts):
+        raise Error(f"there is no image to evaluate on; {len(skipped)} were skipped")
+    logits = np.concatenate([part.logits for part in parts])
+    positive = np.concatenate([part.positive for part in parts])
+    return score(logits, positive, parts[0].names, skipped)
 
 
 def score(
@@ -127,8 +175,10 @@ def score(
         )
         for k, name in enumerate(names)
     ]
+    wrong_way = np.where(positive, -logits, logits)
     return MultiLabel(
         n=len(logits),
+        loss=float(np.logaddexp(0, wrong_way).sum(1).mean()),
         mean_average_precision=mean_of_known(precisions),
         mean_auroc=mean_of_known(areas),
         macro_f1=float(f1.mean()),

@@ -11,7 +11,14 @@ from typing import Any
 import numpy as np
 
 from vitrail.evaluation.accuracy import Accuracy
-from vitrail.evaluation.blocks import accuracy_blocks, mistake_blocks, percent, span
+from vitrail.evaluation.blocks import (
+    accuracy_blocks,
+    mistake_blocks,
+    multi_label_blocks,
+    multi_label_tiles,
+    percent,
+    span,
+)
 from vitrail.evaluation.calibration import Calibration, Reading
 from vitrail.evaluation.compare import Comparison
 from vitrail.evaluation.findings import Findings
@@ -77,22 +84,10 @@ def multi_label_page(result: MultiLabel, *, model: str, split: str, footer: str 
     page = Page(
         f"{model}: mean average precision {'-' if score is None else percent(score)}",
         lead=f"Measured on {result.n:,} {split} images, each with any number of labels.",
-        headline=[
-            (None if score is None else percent(score), "mean average precision"),
-            (percent(result.macro_f1), "macro F1"),
-            (percent(result.micro_f1), "micro F1"),
-        ],
+        headline=multi_label_tiles(result),
         footer=footer,
     )
-    rows = [
-        (one.label, one.n, *map(_share, (one.average_precision, one.auroc, one.f1)))
-        for one in sorted(result.per_class, key=lambda one: one.average_precision or 0)
-    ]
-    page.section("Classes").table(
-        ("class", "images", "average precision", "AUROC", "F1"),
-        rows,
-        "Per class, the hardest first. F1 is that of answers with a probability over one half.",
-    )
+    multi_label_blocks(page.section("Classes"), result)
     if result.skipped:
         page.section("Files left out").table(
             ("file", "reason"), result.skipped, "Files that could not be read."
@@ -365,7 +360,3 @@ def _sizes(section: Section, sizes: Sequence[AtSize]) -> None:
 def _size(one: AtSize) -> str:
     height, width = one.size
     return f"{height}" if height == width else f"{height}x{width}"
-
-
-def _share(value: float | None) -> Share | None:
-    return None if value is None else Share(value)

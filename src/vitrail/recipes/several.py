@@ -16,6 +16,7 @@ from vitrail.kit.errors import Error
 from vitrail.kit.files import write_text_whole
 from vitrail.kit.records import Records
 from vitrail.training.display import Display, duration
+from vitrail.training.engine import first_process
 from vitrail.training.finish import Run
 from vitrail.training.recipe import Recipe
 
@@ -36,38 +37,48 @@ class Seeds(Run):
     @property
     def top1(self) -> float | None:
         """The mean accuracy, where there is one."""
-        known = self._known()
-        return statistics.fmean(known) if known else None
+        return _mean([run.top1 for run in self.runs.values()])
+
+    @property
+    def score(self) -> float | None:
+        """The mean of what the runs are better by."""
+        return _mean([run.score for run in self.runs.values()])
 
     @property
     def deviation(self) -> float | None:
-        """The standard deviation over the seeds (of a sample), where there are two at least."""
-        known = self._known()
+        """The standard deviation of that over the seeds (of a sample), where there are two."""
+        known = [run.score for run in self.runs.values() if run.score is not None]
         return statistics.stdev(known) if len(known) > 1 else None
 
     def to_json(self) -> dict[str, Any]:
-        """Each run's JSON with its seed, and mean and deviation of the accuracy."""
+        """Each run's JSON with its seed, and mean and deviation of the accuracy (of the mean
+        average precision, where images have several labels).
+        """
+        name = "top1" if self.top1 is not None or self.score is None else "mean_average_precision"
         return {
             "seeds": [{"seed": seed, **run.to_json()} for seed, run in self.runs.items()],
-            "top1": {"mean": self.top1, "std": self.deviation},
+            name: {"mean": self.score, "std": self.deviation},
         }
 
     def summary(self) -> str:
         """A few lines for a person."""
+        name = "top-1" if self.top1 is not None else "mean average precision"
         lines = []
         for seed, run in self.runs.items():
-            figure = "no accuracy" if run.top1 is None else f"top-1 {100 * run.top1:.2f} %"
+            figure = "no accuracy" if run.score is None else f"{name} {100 * run.score:.2f} %"
             lines.append(f"seed {seed:<3} {figure}   {run.folder}")
-        if self.top1 is not None:
+        if self.score is not None:
             spread = "" if self.deviation is None else f" +- {100 * self.deviation:.2f}"
             lines.append(
-                f"mean     top-1 {100 * self.top1:.2f}{spread} %   "
+                f"mean     {name} {100 * self.score:.2f}{spread} %   "
                 f"({len(self.runs)} seeds, {duration(self.seconds)})"
             )
         return "\n".join(lines)
 
-    def _known(self) -> list[float]:
-        return [run.top1 for run in self.runs.values() if run.top1 is not None]
+
+def _mean(values: list[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return statistics.fmean(known) if known else None
 
 
 def over_seeds(train: Train, given: Mapping[str, Any], display: Display) -> Run:
@@ -99,7 +110,7 @@ def over_seeds(train: Train, given: Mapping[str, Any], display: Display) -> Run:
         report=next(iter(runs.values())).report,
         runs=runs,
     )
-    if not given["dry_run"]:
+    if not given["dry_run"] and first_process():
         write_text_whole(out / SEEDS_FILE, json.dumps(together.to_json(), indent=1) + "\n")
     return together
 
@@ -140,7 +151,7 @@ def over_rates(
         display.say(f"rate {rate:g} ({number} of {len(recipe.rates)})")
         trial = {"lr": rate, "val_fraction": share, "out": out / "rates" / f"{rate:g}"}
         try:
-            tried[rate] = train(**{**given, **trial}).metrics["val"]["top1"]
+            tried[rate] = _on_val(train(**{**given, **trial}))
         except Error as error:
             if not _diverged(trial["out"]):
                 raise
@@ -148,7 +159,7 @@ def over_rates(
     if not tried:
         raise Error(f"every rate of the grid diverged, down to {min(recipe.rates):g}: try --lr")
     best = max(tried, key=lambda rate: (tried[rate], -rate))
-    display.say(f"the best rate is {best:g}: validation top-1 {100 * tried[best]:.2f} %")
+    display.say(f"the best rate is {best:g}: validation score {100 * tried[best]:.2f} %")
     chosen = {
         "rate": best,
         "held_out": None if own_val else share,
@@ -156,6 +167,13 @@ def over_rates(
     }
     final = {"lr": best, "val_fraction": 0.0, "record": {"chosen": chosen}}
     return train(**{**given, **final})
+
+
+def _on_val(run: Run) -> float:
+    """What a trial is better by, on the images that it did not learn."""
+    figures = run.metrics["val"]
+    score = figures.get("top1", figures.get("mean_average_precision"))
+    return 0.0 if score is None else score
 
 
 def _diverged(folder: Path) -> bool:

@@ -48,6 +48,21 @@ class EMA:
             for name, parameter in self.followed.items():
                 parameter.data = own[name]
 
+    @contextlib.contextmanager
+    def exchanged(self) -> Iterator[None]:
+        """The same as `applied` where weights are shared out: those are gathered from where they
+        lie in memory, so what lies there is exchanged, and exchanged back.
+        """
+        own, averages = _local(self.followed), _local(self.average)
+        kept = [tensor.detach().clone() for tensor in own]
+        try:
+            with torch.no_grad():
+                torch._foreach_copy_(own, averages)
+            yield
+        finally:
+            with torch.no_grad():
+                torch._foreach_copy_(own, kept)
+
     def state(self) -> dict[str, Tensor]:
         """The averaged tensors by parameter name."""
         return self.average

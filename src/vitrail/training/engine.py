@@ -137,8 +137,7 @@ class Engine:
             )
 
     def _shard(self, learner: Learner) -> nn.Module:
-        with contextlib.suppress(ValueError):  # hooks find the tensors of an output through this
-            _pytree.register_dataclass(Loss)
+        _let_hooks_into_losses()
         mesh = init_device_mesh(self.device.type, (self.world,))
         # Autocast rounds at each operation; weights travel rounded, gradients are added in full.
         policy = MixedPrecisionPolicy(
@@ -174,6 +173,11 @@ class Engine:
                 stack.enter_context(runner.no_sync())
             stack.enter_context(torch.autocast(self.device.type, dtype, enabled=dtype is not None))
             yield
+
+    def reshard(self, runner: nn.Module) -> None:
+        """Let go of weights that were gathered for a forward pass without a backward pass."""
+        if self.sharded:
+            runner.reshard()  # pyrefly: ignore
 
     def backward(self, loss: Tensor) -> None:
         """Gradients of a loss, added to those that are there."""
@@ -341,6 +345,12 @@ def out_of_memory(error: BaseException) -> bool:
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
     return isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error)
+
+
+@functools.cache
+def _let_hooks_into_losses() -> None:
+    """Hooks find the tensors of an output through this; torch warns of a second time."""
+    _pytree.register_dataclass(Loss)
 
 
 @functools.cache

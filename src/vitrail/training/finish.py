@@ -8,15 +8,15 @@ from typing import Any
 
 from vitrail import __version__
 from vitrail.evaluation.accuracy import Accuracy
+from vitrail.evaluation.multilabel import MultiLabel
 from vitrail.kit.errors import listing
 from vitrail.models.base import ImageClassifier
 from vitrail.training.display import Display, duration
 from vitrail.training.ledger import Ledger
-from vitrail.training.loop import measure
 from vitrail.training.output import Output
 from vitrail.training.report import attention_looks, write_report
 from vitrail.training.session import Session
-from vitrail.training.validation import mean_loss
+from vitrail.training.validation import figures_of, in_words, mean_loss, measure
 from vitrail.weights.folder import save_model
 from vitrail.weights.read import BEST_FILE
 
@@ -40,17 +40,23 @@ class Run:
     folder: Path
     steps: int
     steps_this_run: int
-    metrics: Mapping[str, Mapping[str, float]]
+    metrics: Mapping[str, Mapping[str, Any]]
     seconds: float
     report: Path | None
 
     @property
     def top1(self) -> float | None:
         """Accuracy on the test set, else on the validation set, else None."""
-        for split in ("test", "val"):
-            if split in self.metrics:
-                return self.metrics[split].get("top1")
-        return None
+        return self._figure("top1")
+
+    @property
+    def score(self) -> float | None:
+        """What the run is better by: `top1`, or the mean average precision of several labels."""
+        return self._figure("mean_average_precision") if self.top1 is None else self.top1
+
+    def _figure(self, name: str) -> float | None:
+        known = (self.metrics.get(split, {}).get(name) for split in ("test", "val"))
+        return next((figure for figure in known if figure is not None), None)
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values."""
@@ -67,18 +73,13 @@ class Run:
     def summary(self) -> str:
         """A few lines for a person."""
         lines = [
-            f"{split:<5} {_accuracy(figures)}loss {figures['loss']:.3f}   "
-            f"on {figures['n']:,} images"
+            f"{split:<5} {in_words(figures).replace(', ', '   ')}   on {figures['n']:,} images"
             for split, figures in self.metrics.items()
         ]
         lines.append(f"model  {self.folder}   ({self.steps:,} steps, {duration(self.seconds)})")
         if self.report is not None:
             lines.append(f"report {self.report}")
         return "\n".join(lines)
-
-
-def _accuracy(figures: Mapping[str, float]) -> str:
-    return f"top-1 {100 * figures['top1']:.2f} %   " if "top1" in figures else ""
 
 
 def finish(
@@ -108,7 +109,7 @@ def finish(
         if source is not None
     }
     labelled = state.learner.objective.labelled
-    metrics: dict[str, dict[str, float]] = {}
+    metrics: dict[str, dict[str, float | None]] = {}
     if not labelled:  # while the objective's parts have the run's precision
         with state.averaged():
             for split, source in splits.items():
@@ -119,10 +120,7 @@ def finish(
         split: measure(model, source, recipe.batch_size, workers, state.engine)
         for split, source in (splits.items() if labelled else ())
     }
-    metrics |= {
-        split: {"top1": r.top1, "top5": r.top5, "loss": r.loss, "n": r.n}
-        for split, r in results.items()
-    }
+    metrics |= {split: {**figures_of(result), "n": result.n} for split, result in results.items()}
     if state.engine.first:
         details = {
             "name": recipe.model.name,
@@ -166,10 +164,13 @@ def finish(
 
 
 def _best(session: Session) -> dict[str, float | None]:
-    """The best validation figure: accuracy, or the loss of an objective without labels."""
+    """The best validation figure: accuracy, mean average precision where there are several labels,
+    or the loss of an objective without any.
+    """
     best = session.state.progress.best
     if session.state.learner.objective.labelled:
-        return {"top1": best}
+        several = session.data.train.labels.ndim == 2
+        return {"mean_average_precision" if several else "top1": best}
     return {"loss": None if best is None else -best}
 
 
@@ -195,7 +196,7 @@ def nothing_left(output: Output, end: Mapping[str, Any], display: Display) -> Ru
 def _report(
     session: Session,
     model: ImageClassifier,
-    results: Mapping[str, Accuracy],
+    results: Mapping[str, Accuracy | MultiLabel],
     ledger: Ledger,
     data: Mapping[str, Any],
     command: str,
@@ -203,7 +204,9 @@ def _report(
     state, progress = session.state, session.state.progress
     split = next(iter(results), "test")
     result = results.get(split)
-    attention = [] if result is None else attention_looks(model, result, most=PICTURES)
+    attention = []
+    if isinstance(result, Accuracy):
+        attention = attention_looks(model, result, most=PICTURES)
     write_report(
         session.output.path / "report.html",
         model=state.recipe.model.name,

@@ -16,24 +16,20 @@ import threading
 import time
 from collections.abc import Iterator
 
-from vitrail.data.loader import Batch, eval_batches, shares, train_batches
-from vitrail.data.sources import Source
-from vitrail.evaluation.accuracy import Accuracy, evaluate, merged
+from vitrail.data.loader import Batch, train_batches
 from vitrail.kit.errors import Error
-from vitrail.models.base import ImageClassifier
 from vitrail.training.display import Display
-from vitrail.training.engine import Engine
 from vitrail.training.few_shots import FewShots, look_at_few_shots
 from vitrail.training.optim import set_rate
 from vitrail.training.session import Data, Lengths, Options, Session, lengths
 from vitrail.training.step import Outcome, TooLarge, forget, passes
 from vitrail.training.trouble import bad_step, count_unreadable, overflowed
 from vitrail.training.tuning import enter
-from vitrail.training.validation import mean_loss
+from vitrail.training.validation import figures_of, in_words, mean_loss, measure, score_of
 from vitrail.weights.folder import save_weights
 from vitrail.weights.read import BEST_FILE
 
-__all__ = ["Data", "Interrupted", "Lengths", "Options", "Session", "lengths", "measure", "run"]
+__all__ = ["Data", "Interrupted", "Lengths", "Options", "Session", "lengths", "run"]
 
 
 class Interrupted(KeyboardInterrupt):
@@ -225,9 +221,8 @@ def look(session: Session) -> None:
             if state.learner.objective.labelled:
                 batch_size = state.recipe.batch_size
                 result = measure(model, session.data.val, batch_size, workers, state.engine)
-                figures = {"top1": result.top1, "top5": result.top5, "loss": result.loss}
-                score = result.top1
-                said = f"validation top-1 {100 * result.top1:.2f} %, loss {result.loss:.3f}"
+                figures, score = figures_of(result), score_of(result)
+                said = f"validation {in_words(figures)}"
             else:
                 loss, _ = mean_loss(state, session.data.val, workers)
                 figures, score = {"loss": loss}, -loss
@@ -242,37 +237,6 @@ def look(session: Session) -> None:
             progress.best, progress.best_step, progress.stale = score, progress.step, 0
             if state.engine.first:
                 save_weights(model, session.output.path / BEST_FILE)
-
-
-def measure(
-    model: ImageClassifier, source: Source, batch_size: int, workers: int, engine: Engine
-) -> Accuracy:
-    """Accuracy of a live model on a source, by all processes together.
-
-    Classes are matched by name. Each process measures its share; every process gets the whole.
-
-    Raises:
-        Error: what `evaluate` raises, in every process.
-    """
-    batches = eval_batches(
-        source,
-        model.preprocessing,
-        max(64, batch_size),
-        workers=workers,
-        rank=engine.rank,
-        world=engine.world,
-    )
-    found: list[Accuracy | Error] = []
-    if len(shares(len(source), engine.world)[engine.rank]):
-        try:
-            found.append(evaluate(model, batches, source.classes))
-        except Error as error:
-            found.append(error)
-    every = engine.gather(found)
-    for one in every:
-        if isinstance(one, Error):
-            raise one
-    return merged([one for one in every if isinstance(one, Accuracy)])
 
 
 @contextlib.contextmanager

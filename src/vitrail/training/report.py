@@ -15,8 +15,14 @@ import numpy as np
 import torch
 
 from vitrail.evaluation.accuracy import Accuracy
-from vitrail.evaluation.blocks import accuracy_blocks, mistake_blocks
+from vitrail.evaluation.blocks import (
+    accuracy_blocks,
+    mistake_blocks,
+    multi_label_blocks,
+    multi_label_tiles,
+)
 from vitrail.evaluation.blocks import percent as _percent
+from vitrail.evaluation.multilabel import MultiLabel
 from vitrail.inspection.draw import attention_maps, overlay
 from vitrail.kit.chart import Line, line_chart
 from vitrail.kit.errors import Error, listing
@@ -25,6 +31,7 @@ from vitrail.metrics.accuracy import interval
 from vitrail.models.base import ImageClassifier
 from vitrail.training.display import duration
 
+Result = Accuracy | MultiLabel
 SPLITS = {"train": "Training", "val": "Validation", "test": "Test"}
 POINTS = 160  # of a curve in a chart: more cannot be seen
 ENLARGED = 160  # pixels of the longer side that an attention picture has at the least
@@ -77,7 +84,7 @@ def write_report(
     *,
     model: str,
     records: Iterable[Mapping[str, Any]],
-    result: Accuracy | None = None,
+    result: Result | None = None,
     split: str = "test",
     weights: str = "the final weights",
     parameters: int | None = None,
@@ -94,7 +101,8 @@ def write_report(
         path: the file.
         model: the model's name.
         records: of ``metrics.jsonl`` (contract: kinds start, step, eval, save, skip, done).
-        result: the accuracy measured, or None where there was nothing to measure it on.
+        result: the accuracy measured (of images with several labels, how well each class is
+            found), or None where there was nothing to measure it on.
         split: what it was measured on.
         weights: which weights were measured, to stand after "with".
         parameters: how many the model has.
@@ -120,9 +128,9 @@ def write_report(
     )
     if labelled:
         _accuracy(page.section("Accuracy"), result, split, records)
-    if result is not None:
+    if isinstance(result, Accuracy):
         mistake_blocks(page.section("Mistakes"), result)
-    if labelled:
+    if labelled and not isinstance(result, MultiLabel):
         attention_blocks(page.section("Attention"), attention)
     _curves(page.section("Training"), records)
     _data(page.section("Data"), data, result)
@@ -135,15 +143,26 @@ def write_report(
 # -- what each part says -------------------------------------------------------------------------
 
 
-def _title(model: str, result: Accuracy | None, split: str) -> str:
-    return model if result is None else f"{model}: {_percent(result.top1)} on {split} images"
+def _title(model: str, result: Result | None, split: str) -> str:
+    if result is None:
+        return model
+    if isinstance(result, MultiLabel):
+        score = result.mean_average_precision
+        said = "-" if score is None else _percent(score)
+        return f"{model}: mean average precision {said} on {split} images"
+    return f"{model}: {_percent(result.top1)} on {split} images"
 
 
-def _lead(result: Accuracy | None, split: str, weights: str, labelled: bool) -> str:
+def _lead(result: Result | None, split: str, weights: str, labelled: bool) -> str:
     if not labelled:
         return "Learned without labels: the folder holds an encoder to fine-tune from."
     if result is None:
         return "No accuracy was measured: the data had no split for it."
+    if isinstance(result, MultiLabel):
+        return (
+            f"Measured on {result.n:,} {split} images, each with any number of labels, "
+            f"with {weights}."
+        )
     low, high = interval(result.top1, result.n)
     return (
         f"Measured on {result.n:,} {split} images with {weights}. "
@@ -153,10 +172,12 @@ def _lead(result: Accuracy | None, split: str, weights: str, labelled: bool) -> 
 
 
 def _headline(
-    result: Accuracy | None, parameters: int | None, ledger: Mapping[str, Any]
+    result: Result | None, parameters: int | None, ledger: Mapping[str, Any]
 ) -> list[tuple[Any, str]]:
     tiles: list[tuple[Any, str]] = []
-    if result is not None:
+    if isinstance(result, MultiLabel):
+        tiles += multi_label_tiles(result)
+    elif result is not None:
         tiles.append((_percent(result.top1), "top-1 accuracy"))
         if len(result.classes) > 5:
             tiles.append((_percent(result.top5), "top-5 accuracy"))
@@ -168,7 +189,7 @@ def _headline(
 
 
 def _accuracy(
-    section: Section, result: Accuracy | None, split: str, records: Sequence[Mapping[str, Any]]
+    section: Section, result: Result | None, split: str, records: Sequence[Mapping[str, Any]]
 ) -> None:
     if result is None:
         section.text(_only_validation(records))
@@ -178,7 +199,10 @@ def _accuracy(
             "The run was watched on these images, so the figure flatters a little: "
             "put images aside in a test folder for a figure to rely on."
         )
-    accuracy_blocks(section, result)
+    if isinstance(result, MultiLabel):
+        multi_label_blocks(section, result)
+    else:
+        accuracy_blocks(section, result)
 
 
 def _only_validation(records: Sequence[Mapping[str, Any]]) -> str:
@@ -186,9 +210,10 @@ def _only_validation(records: Sequence[Mapping[str, Any]]) -> str:
     if not known:
         return "Nothing was measured: the run had neither test nor validation images."
     last = known[-1]
+    score = last.get("top1", last.get("mean_average_precision"))
     return (
         "No accuracy of the final weights was measured. The last one on the validation images "
-        f"is {_percent(last['top1'])} at step {last['step']:,}."
+        f"is {'-' if score is None else _percent(score)} at step {last['step']:,}."
     )
 
 
@@ -243,6 +268,7 @@ def _curves(section: Section, records: Sequence[Mapping[str, Any]]) -> None:
             [
                 curve("training", steps, "accuracy"),
                 curve("validation", evals, "top1", "highest"),
+                curve("mean average precision", evals, "mean_average_precision", "highest"),
                 # With at most five classes top-5 is always 1.
                 curve("top-5", [r for r in evals if r.get("top5") != 1], "top5"),
             ],
@@ -272,7 +298,7 @@ def _bad_steps(section: Section, bad: Sequence[Mapping[str, Any]]) -> None:
         )
 
 
-def _data(section: Section, data: dict[str, Any], result: Accuracy | None) -> None:
+def _data(section: Section, data: dict[str, Any], result: Result | None) -> None:
     splits = data.pop("splits", {})
     skipped = dict(result.skipped) if result is not None else {}
     for entry in (*data.pop("unreadable", ()), *data.pop("skipped", ())):

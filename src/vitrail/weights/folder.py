@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from safetensors.torch import save_file
-from torch import nn
+from torch import Tensor, nn
 
 from vitrail.kit.errors import Error
 from vitrail.kit.files import settle, sha256_of, staging, write_whole
@@ -110,7 +110,7 @@ def save_model(
     golden = {GOLDEN[weights_file]: golden_values(model)}
     with staging(folder, needed) as work:
         staged = work / weights_file
-        save_file(tensors, staged, metadata=_metadata(about))
+        _save(tensors, staged, about)
         key, new = DIGESTS[weights_file], sha256_of(staged)
         if section:
             incoming = {"incoming": {weights_file: new}}
@@ -134,7 +134,23 @@ def save_weights(model: ImageClassifier, path: Path) -> None:
     tensors = {name: t.detach().cpu().contiguous() for name, t in model.state_dict().items()}
     about = _about(model, model.labels)
     needed = sum(tensor.nbytes for tensor in tensors.values())
-    write_whole(path, lambda staged: save_file(tensors, staged, metadata=_metadata(about)), needed)
+    write_whole(path, lambda staged: _save(tensors, staged, about), needed)
+
+
+def _save(tensors: dict[str, Tensor], path: Path, about: dict[str, Any]) -> None:
+    """A safetensors file, and of equal tensors an equal one, byte for byte.
+
+    The library writes the metadata in an order that is another one in every process.
+    """
+    save_file(tensors, path, metadata=_metadata(about))
+    with path.open("r+b") as file:
+        size = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(size))
+        header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+        text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
+        if len(text) <= size:  # as long as before, since nothing but the order is another
+            file.seek(8)
+            file.write(text.ljust(size))
 
 
 def update_details(folder: Path | str, **details: Any) -> None:

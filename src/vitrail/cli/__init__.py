@@ -20,6 +20,7 @@ from vitrail import __version__
 from vitrail.cli import arguments
 from vitrail.cli.demo import demo
 from vitrail.cli.evaluate import evaluate
+from vitrail.cli.export import export
 from vitrail.cli.models import models
 from vitrail.cli.predict import predict
 from vitrail.cli.train import train
@@ -39,6 +40,7 @@ VERBS: dict[str, Callable[..., int]] = {
     "train": train,
     "evaluate": evaluate,
     "predict": predict,
+    "export": export,
     "models": models,
 }
 

@@ -51,6 +51,7 @@ def fold(
     steps.query_scales(copied)
     steps.joined_projections(copied)
     last_block(copied)
+    steps.portable_parts(copied, own)
     if isinstance(copied, VisionTransformer):
         folded: Folded | FoldedTransformer = FoldedTransformer(copied, own, pixels)
     else:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from vitrail.export.portable import PooledAttention, PortablePerformer, RelativeAttention
 from vitrail.kit.errors import Error
 from vitrail.models.base import ImageClassifier, height_width
 from vitrail.models.botnet import AttentionBottleneck, MapAttention
@@ -282,6 +283,22 @@ def layer_scales(model: nn.Module) -> None:
                 if isinstance(factor, LayerScale):
                     scale_outputs(layer, factor.gamma)
                     setattr(part, name, nn.Identity())
+
+
+# What exporters get wrong
+
+
+def portable_parts(model: nn.Module, size: tuple[int, int]) -> None:
+    """What exporters do not carry over as it is, in other words; see `portable`."""
+    for owner, name, part in _children(model, TokenPerformer):
+        setattr(owner, name, PortablePerformer(part))
+    if isinstance(model, VisionTransformer) and model.config.position == "relative":
+        for owner, name, part in _children(model, Attention):
+            setattr(owner, name, RelativeAttention(part))
+    if isinstance(model, PyramidVisionTransformerV2) and model.config.linear:
+        for stage, grid in enumerate(model.config.grids(size)):
+            for owner, name, part in _children(model.blocks_of(stage), ReducedAttention):
+                setattr(owner, name, PooledAttention(part, grid))
 
 
 # Sizes

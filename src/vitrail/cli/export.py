@@ -73,11 +73,13 @@ def export(
         overwrite=overwrite, model=model, which=which, split=split,
     )  # fmt: skip
     refused = gate is not None and not gate.passed
+    if no_check:
+        print("warning: --no-check: nobody measured this bundle, and it says so", file=sys.stderr)
     if json:
         print_json({"out": str(out), "written": made.written, **made.manifest.to_json()})
     else:
         _print(out, made)
-    if refused:
+    if gate is not None and refused:
         print(f"refused: {'; '.join(gate.reasons)}", file=sys.stderr)
         left = f"kept in {out} all the same" if made.written else "no bundle was left"
         print(f"{left}; --keep-anyway keeps one, --max-drop allows more", file=sys.stderr)
@@ -100,6 +102,8 @@ def _check_flags(
             "give --check DATA, labelled images to compare the model and the export on, or "
             "--no-check to go without: one of the two"
         )
+    if no_check and "int8" in chosen:
+        raise Error("--int8 is calibrated on your own images: give --check DATA")
     if samples < 1 or not 0 <= max_drop <= 100:
         raise Error("--samples is at least 1, and --max-drop is points from 0 to 100")
 
@@ -113,8 +117,6 @@ def _exported(source: str, to: str, out: Path, precision: str, **given) -> tuple
     opened = load_model(source, name=given["model"], which=given["which"])
     temperature, digest = _calibration(source, given["which"])
     images, others = _images(given["check"], given["split"])
-    if images is None:
-        print("warning: --no-check: nobody measures this bundle, and it says so", file=sys.stderr)
     if to == "torch":
         return _torch_bundle(opened, out, temperature, digest, given["overwrite"]), None
     wanted = Wanted(

@@ -260,6 +260,10 @@ RUN = {
 RESIZE = {
     "crop": """\
 goal_h, goal_w = int(height / crop), int(width / crop)  # the shorter side becomes this
+w, h = picture.size  # of an extreme strip only the middle is resized
+cut_w = max(0, w - math.ceil(8 * h * goal_w / goal_h)) // 2
+cut_h = max(0, h - math.ceil(8 * w * goal_h / goal_w)) // 2
+picture = picture.crop((cut_w, cut_h, w - cut_w, h - cut_h))
 if goal_h / picture.height >= goal_w / picture.width:
     shape = max(goal_w, int(goal_h * picture.width / picture.height)), goal_h
 else:
@@ -297,7 +301,7 @@ def example(manifest: Manifest) -> str:
     if grey and manifest.preprocessing.fit == "letterbox":
         resize = resize.replace('for m in pre["mean"])', 'for m in 3 * pre["mean"])')
     return f"""\
-import json, sys
+import json, math, sys
 from pathlib import Path
 import numpy as np, {imported.removeprefix("import ")}
 from PIL import Image, ImageOps

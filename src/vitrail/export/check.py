@@ -126,6 +126,7 @@ def compare(
     exported_labels: Sequence[str] | None = None,
     temperature: float = 1.0,
     exported_temperature: float | None = None,
+    exported_images: np.ndarray | None = None,
     exact: bool,
     max_drop: float = 0.5,
     batch_size: int = 16,
@@ -136,6 +137,7 @@ def compare(
     Args:
         reference, exported: uint8 [b h w 3] to logits [b k].
         labels, exported_labels: of each, in the order of its logits.
+        exported_images: what the export sees, where its resize and crop are others.
         exact: whether the export claims to compute what the model does.
         max_drop: points of top-1 that may be lost.
         sizes: bytes of each, to be told.
@@ -143,14 +145,12 @@ def compare(
     Raises:
         Error: samples of classes that the model does not know.
     """
-    known = set(labels)
-    strangers = sorted(set(samples.names) - known)
-    if strangers:
-        near = did_you_mean(strangers[0], known) or f"; its own are {listing(list(labels))}"
-        raise Error(f"the model does not know the data's class {strangers[0]!r}{near}")
+    check_names(samples, labels)
     theirs = list(labels if exported_labels is None else exported_labels)
     before, before_ms = _run(reference, samples.images, batch_size)
-    after, after_ms = _run(exported, samples.images, batch_size)
+    after, after_ms = _run(
+        exported, samples.images if exported_images is None else exported_images, batch_size
+    )
     same_shape = before.shape == after.shape
     gap = float(np.abs(before - after).max()) if same_shape else float("inf")
     largest = float(np.abs(before).max())
@@ -183,6 +183,18 @@ def compare(
         max_drop=max_drop,
         reasons=tuple(reasons),
     )
+
+
+def check_names(samples: Samples, labels: Sequence[str]) -> None:
+    """Check that the model knows what the samples show.
+
+    Raises:
+        Error: a class that it does not know, with the nearest one named.
+    """
+    strangers = sorted(set(samples.names) - set(labels))
+    if strangers:
+        near = did_you_mean(strangers[0], labels) or f"; its own are {listing(list(labels))}"
+        raise Error(f"the model does not know the data's class {strangers[0]!r}{near}")
 
 
 def _reasons(

@@ -16,7 +16,7 @@ from vitrail.kit.errors import Error
 from vitrail.kit.preprocess import Preprocessing
 from vitrail.models.base import ImageClassifier, height_width
 from vitrail.models.cvt import CvT
-from vitrail.models.hybrid import HybridTransformer
+from vitrail.models.hybrid import HybridStem, HybridTransformer
 from vitrail.models.positions import offset_keys
 from vitrail.models.pvt import PyramidVisionTransformer
 from vitrail.models.vit import VisionTransformer
@@ -90,6 +90,9 @@ class Normalise(nn.Module):
             self.register_buffer("shift", shift)
         self.plain, self.dtype = pixels is None, like.dtype
 
+    scale: Tensor
+    shift: Tensor
+
     def forward(self, images: Tensor) -> Tensor:
         """See the class."""
         floats = images.to(self.dtype)
@@ -158,6 +161,12 @@ class FoldedTransformer(nn.Module):
         self.head = model.head
         if c.distilled:
             self.head_dist = model.head_dist
+
+    blocks: nn.ModuleList
+    tokens: Tensor
+    table: Tensor
+    again: Tensor | None
+    keys: Tensor | None
 
     def _bake_tables(self, model: VisionTransformer) -> None:
         c = model.config
@@ -236,9 +245,10 @@ class HybridPatches(nn.Module):
         super().__init__()
         self.normalise = normalise
         backbone = model.backbone
-        self.stem = backbone.stem if model.config.depths else backbone
-        stages = backbone.stages if model.config.depths else ()
-        self.blocks = nn.ModuleList(block for stage in stages for block in stage.blocks)
+        self.stem = backbone if isinstance(backbone, HybridStem) else backbone.stem
+        stages = [] if isinstance(backbone, HybridStem) else list(backbone.stages)
+        blocks = [block for stage in stages for block in stage.get_submodule("blocks").children()]
+        self.blocks = nn.ModuleList(blocks)
         self.proj = model.patch_embed.proj
         self.proj.bias = None
 
@@ -253,7 +263,9 @@ class HybridPatches(nn.Module):
 def _unpadded_stem(model: ImageClassifier) -> nn.Conv2d | None:
     """The convolution that sees the pictures, where it has no border."""
     if isinstance(model, PyramidVisionTransformer):
-        return model.patch_embed1.proj
+        stem = model.get_submodule("patch_embed1.proj")
+        assert isinstance(stem, nn.Conv2d)
+        return stem
     if isinstance(model, CvT) and model.config.embedding == "patch":
         return model.stages[0].patch_embed.proj
     return None

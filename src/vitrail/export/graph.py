@@ -10,7 +10,7 @@ import logging
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +20,8 @@ from vitrail.kit.errors import Error
 if TYPE_CHECKING:
     import onnx
     import openvino
+
+    from vitrail.export.fold import Folded, FoldedTransformer
 
 INPUT, OUTPUTS = "images", ("logits", "probabilities")
 OPSET = 20  # the first with GELU as an operation of its own
@@ -38,13 +40,15 @@ class WithProbabilities(nn.Module):
         return logits, (logits / self.temperature).softmax(dim=-1)
 
 
-def program_of(folded: nn.Module, temperature: float = 1.0) -> torch.export.ExportedProgram:
+def program_of(
+    folded: "Folded | FoldedTransformer", temperature: float = 1.0
+) -> torch.export.ExportedProgram:
     """The traced program of a folded model (`fold.fold`), for any batch size."""
     height, width = folded.size
     images = torch.zeros(2, height, width, 3, dtype=torch.uint8)
     whole = WithProbabilities(folded, temperature).cpu().eval()
     shapes = ({0: torch.export.Dim("batch", min=1)},)
-    with _quiet():
+    with quiet():
         return torch.export.export(whole, (images,), dynamic_shapes=shapes)
 
 
@@ -55,7 +59,7 @@ def to_onnx(program: torch.export.ExportedProgram) -> "onnx.ModelProto":
         Error: the packages of the ``onnx`` extra are not there.
     """
     needed("onnx", "onnx", "onnxscript")
-    with _quiet():
+    with quiet():
         made = torch.onnx.export(
             program,
             dynamo=True,
@@ -79,8 +83,9 @@ def to_openvino(program: torch.export.ExportedProgram) -> "openvino.Model":
     needed("openvino", "openvino")
     import openvino
 
-    with _quiet():
+    with quiet():
         model = openvino.convert_model(program)
+    assert program.example_inputs is not None
     _, height, width, _ = program.example_inputs[0][0].shape
     model.reshape([-1, height, width, 3])
     model.inputs[0].get_tensor().set_names({INPUT})
@@ -118,16 +123,13 @@ def needed(extra: str, *packages: str) -> None:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Exporters print progress and warn of their own internals: nothing for a user to act on."""
-    loggers: list[Any] = [logging.getLogger(name) for name in ("torch.onnx", "torch.export")]
-    before = [logger.level for logger in loggers]
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
     try:
-        for logger in loggers:
-            logger.setLevel(logging.ERROR)
         with warnings.catch_warnings(), redirect_stdout(io.StringIO()):
             warnings.simplefilter("ignore")
             yield
     finally:
-        for logger, level in zip(loggers, before, strict=True):
-            logger.setLevel(level)
+        logging.disable(before)

@@ -1,19 +1,21 @@
 """Making a bundle: fold, trace, convert, make smaller, check, and only then put it in its place."""
 
+import copy
+import shutil
+import tempfile
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from torch import nn
 
 from vitrail.data.examples import Source
 from vitrail.export import quantize
 from vitrail.export.bundle import GRAPHS, Manifest, check_free, labels_of, write_bundle
-from vitrail.export.check import Gate, compare, draw_samples, reference_of
+from vitrail.export.check import Gate, Samples, check_names, compare, draw_samples, reference_of
 from vitrail.export.fold import fold
-from vitrail.export.graph import layers_of, program_of, to_onnx, to_openvino
+from vitrail.export.graph import layers_of, needed, program_of, to_onnx, to_openvino
 from vitrail.export.runtime import open_graph
 from vitrail.kit.errors import Error
 from vitrail.models.base import ImageClassifier
@@ -22,6 +24,7 @@ PRECISIONS = ("fp32", "fp16", "int8", "int8-weights")
 SHARES = (0.0, 0.1, 0.25, 0.5, 0.75)  # of the layers put back into float, the worst first
 LARGEST = 2**31 - 2**24  # bytes in one protobuf
 CALIBRATION = 64  # pictures for scales; more changes little, and costs memory
+NEEDED = {"onnx": ("onnx", "onnxscript", "onnxruntime"), "openvino": ("openvino",)}
 Say = Callable[[str], object]
 
 
@@ -80,11 +83,11 @@ class GraphWriter:
         pictures: np.ndarray | None = None,
     ):
         self.to, self.pictures = to, pictures
-        self.folded: nn.Module = fold(model)
+        self.folded = fold(model)
         if pictures is not None:
             self.folded = quantize.balanced(self.folded, pictures)
         self.program = program_of(self.folded, temperature)
-        self.graph = to_onnx(self.program) if to == "onnx" else to_openvino(self.program)
+        self.graph: Any = (to_onnx if to == "onnx" else to_openvino)(self.program)
 
     def write(self, folder: Path, precision: str, layers: Sequence[str] = ()) -> None:
         """Put ``model.onnx``, or ``model.xml`` and ``model.bin``, into a folder.
@@ -106,7 +109,9 @@ class GraphWriter:
             return quantize.onnx_int8(self.graph, self.pictures, layers)
         if precision == "fp16":
             return quantize.onnx_fp16(self.graph)
-        return quantize.onnx_int8_weights(self.graph) if precision != "fp32" else self.graph
+        if precision == "int8-weights":
+            return quantize.onnx_int8_weights(self.graph)
+        return copy.deepcopy(self.graph)
 
     def _save_openvino(self, path: Path, precision: str, layers: Sequence[str]) -> None:
         import openvino
@@ -147,7 +152,12 @@ def make_bundle(
     check_free(out, wanted.overwrite)
     if wanted.precision not in PRECISIONS:
         raise Error(f"a precision is one of {', '.join(PRECISIONS)}, not {wanted.precision!r}")
+    needed(wanted.to, *NEEDED[wanted.to])
+    if wanted.to == "openvino" and wanted.precision.startswith("int8"):
+        needed("openvino", "nncf")
     drawn, pictures = _pictures(model, wanted)
+    if drawn is not None:
+        check_names(drawn, _labels(model, wanted.source))
     say(f"folding and tracing for {wanted.to}")
     writer = GraphWriter(model, wanted.to, temperature, pictures)
     layers = _by_hurt(writer, say) if wanted.precision == "int8" else {}
@@ -165,13 +175,21 @@ def make_bundle(
 class _Attempts:
     """One export, or for int8 several with more and more layers in float until one passes."""
 
-    def __init__(self, model, out, wanted, manifest, writer, layers, drawn, say):
+    def __init__(
+        self,
+        model: ImageClassifier,
+        out: Path,
+        wanted: Wanted,
+        manifest: Manifest,
+        writer: GraphWriter,
+        layers: dict[str, float],
+        drawn: Samples | None,
+        say: Say,
+    ):
         self.model, self.out, self.wanted, self.manifest = model, out, wanted, manifest
         self.writer, self.layers, self.drawn, self.say = writer, layers, drawn, say
 
     def run(self) -> Made:
-        import tempfile
-
         shares = SHARES if self.layers and self.drawn is not None else SHARES[:1]
         with tempfile.TemporaryDirectory(prefix="vitrail-export-") as name:
             for attempt, share in enumerate(shares):
@@ -204,30 +222,26 @@ class _Attempts:
         )
 
     def finish(self, work: Path, gate: Gate | None, float_ones: list[str]) -> Made:
-        from dataclasses import replace
-
         report = None
         if self.layers:
             report = {
                 "alpha": quantize.ALPHA,
-                "pictures": len(self.writer.pictures),
+                "pictures": 0 if self.writer.pictures is None else len(self.writer.pictures),
                 "layers": [
                     {"name": name, "hurt": round(hurt, 6), "int8": name not in float_ones}
                     for name, hurt in self.layers.items()
                 ],
             }
-        found = gate and gate.to_json()
+        found = None if gate is None else gate.to_json()
         manifest = replace(self.manifest, gate=found, quantisation=report)
         if gate is not None and not gate.passed and not self.wanted.keep_anyway:
             return Made(manifest, gate, False)
 
-        def copy(folder: Path) -> None:
-            import shutil
-
+        def moved(folder: Path) -> None:
             for path in work.iterdir():
                 shutil.copyfile(path, folder / path.name)
 
-        return Made(write_bundle(self.out, manifest, copy, self.wanted.overwrite), gate, True)
+        return Made(write_bundle(self.out, manifest, moved, self.wanted.overwrite), gate, True)
 
 
 def _labels(model: ImageClassifier, source: Source | None) -> list[str]:
@@ -236,7 +250,7 @@ def _labels(model: ImageClassifier, source: Source | None) -> list[str]:
     return labels_of(model.labels, model.num_classes)
 
 
-def _pictures(model: ImageClassifier, wanted: Wanted) -> tuple[Any, np.ndarray | None]:
+def _pictures(model: ImageClassifier, wanted: Wanted) -> tuple[Samples | None, np.ndarray | None]:
     """The gate's samples, and the pictures that int8 is calibrated on: never the same ones."""
     source, drawn, pictures = wanted.source, None, None
     if source is not None:
@@ -265,6 +279,19 @@ def _by_hurt(writer: GraphWriter, say: Say) -> dict[str, float]:
 def _save_onnx(model: Any, path: Path) -> None:
     import onnx
 
+    _forget(model)
     size = sum(len(tensor.raw_data) for tensor in model.graph.initializer)
-    beside = {"save_as_external_data": True, "location": f"{path.name}.data"}
-    onnx.save_model(model, path, **(beside if size > LARGEST else {}))
+    large = size > LARGEST
+    location = f"{path.name}.data" if large else None
+    onnx.save_model(model, path, save_as_external_data=large, location=location)
+
+
+def _forget(model: Any) -> None:
+    """Remove what the exporter wrote down of our sources: paths and lines, and a lot of it."""
+    graph = model.graph
+    for part in (model, graph, *graph.node, *graph.value_info, *graph.initializer):
+        del part.metadata_props[:]
+    for part in (*graph.node, *graph.input, *graph.output):
+        part.ClearField("doc_string")
+        if hasattr(part, "metadata_props"):
+            del part.metadata_props[:]

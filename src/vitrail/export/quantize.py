@@ -10,13 +10,13 @@ measured one at a time on the folded model (`hurts`), so that the worst can be p
 import copy
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from vitrail.export.graph import INPUT, needed
+from vitrail.export.graph import INPUT, needed, quiet
 from vitrail.export.reading import LastBlock
 from vitrail.models.cvt import CvTBlock
 from vitrail.models.parts import Block
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     import onnx
     import openvino
 
+Foldable = TypeVar("Foldable", bound=nn.Module)
 ALPHA = 0.5  # SmoothQuant's share of the difficulty that moves into the weights
 BATCH = 8
 WEIGHTED = ("MatMul", "Gemm", "Conv")
@@ -46,7 +47,7 @@ def quantisable(folded: nn.Module) -> list[str]:
 
 
 @torch.no_grad()
-def balanced(folded: nn.Module, images: np.ndarray, alpha: float = ALPHA) -> nn.Module:
+def balanced(folded: Foldable, images: np.ndarray, alpha: float = ALPHA) -> Foldable:
     """A copy in which LayerNorms and what reads them share the range of their channels evenly.
 
     Args:
@@ -84,8 +85,10 @@ def _pairs(folded: nn.Module) -> Iterator[tuple[nn.LayerNorm, nn.Linear]]:
         if isinstance(part, Block):
             yield part.norm1, part.attn.qkv
         if isinstance(part, Block | LastBlock | CvTBlock | PyramidBlock):
-            assert isinstance(part.norm2, nn.LayerNorm)
-            yield part.norm2, part.mlp.fc1
+            norm, reader = part.norm2, part.mlp.get_submodule("fc1")
+            assert isinstance(norm, nn.LayerNorm)
+            assert isinstance(reader, nn.Linear)
+            yield norm, reader
 
 
 @torch.no_grad()
@@ -100,14 +103,18 @@ def hurts(folded: nn.Module, images: np.ndarray, layers: Sequence[str]) -> dict[
     centred = exact - exact.mean(1, keepdim=True)
     found = {}
     for name in layers:
-        with _rounded(folded.get_submodule(name), folded, batches):
+        layer = folded.get_submodule(name)
+        assert isinstance(layer, nn.Linear | nn.Conv2d)
+        with _rounded(layer, folded, batches):
             moved = torch.cat([folded(batch) for batch in batches]) - exact
         found[name] = float(moved.norm() / centred.norm().clamp(min=1e-12))
     return dict(sorted(found.items(), key=lambda pair: -pair[1]))
 
 
 @contextmanager
-def _rounded(layer: nn.Module, folded: nn.Module, batches: Sequence[Tensor]) -> Iterator[None]:
+def _rounded(
+    layer: nn.Linear | nn.Conv2d, folded: nn.Module, batches: Sequence[Tensor]
+) -> Iterator[None]:
     """Inside, this layer computes with numbers as int8 holds them."""
     low, high = [0.0], [0.0]
 
@@ -163,7 +170,7 @@ def onnx_int8(
         def __init__(self) -> None:
             self.batches = iter(_batches(images))
 
-        def get_next(self) -> dict[str, np.ndarray] | None:
+        def get_next(self) -> Any:
             batch = next(self.batches, None)
             return None if batch is None else {INPUT: batch.numpy()}
 
@@ -174,7 +181,7 @@ def onnx_int8(
     included = [node for node, layer in nodes.items() if layer in wanted]
     if not included:
         return copy.deepcopy(model)
-    with tempfile.TemporaryDirectory() as work:
+    with tempfile.TemporaryDirectory() as work, quiet():
         made = Path(work) / "int8.onnx"
         quantize_static(
             copy.deepcopy(model),
@@ -222,9 +229,13 @@ def onnx_fp16(model: "onnx.ModelProto") -> "onnx.ModelProto":
 
     blocked = [*DEFAULT_OP_BLOCK_LIST, "LayerNormalization", "Softmax", "GroupNormalization"]
     blocked += ["InstanceNormalization", "ReduceMean", "ReduceSum", "Pow", "Exp"]
-    return convert_float_to_float16(
-        copy.deepcopy(model), keep_io_types=True, op_block_list=blocked, disable_shape_infer=False
-    )
+    with quiet():
+        return convert_float_to_float16(
+            copy.deepcopy(model),
+            keep_io_types=True,
+            op_block_list=blocked,
+            disable_shape_infer=False,
+        )
 
 
 def onnx_int8_weights(model: "onnx.ModelProto", least: int = 1024) -> "onnx.ModelProto":
@@ -281,11 +292,8 @@ def openvino_int8(
         Error: NNCF is not installed.
     """
     needed("openvino", "openvino", "nncf")
-    import logging
-
     import nncf
 
-    logging.getLogger("nncf").setLevel(logging.ERROR)
     wanted = {_openvino_name(node) for node, layer in nodes.items() if layer in set(layers)}
     weighted = ("MatMul", "Convolution", "GroupConvolution")
     kept = [
@@ -296,14 +304,15 @@ def openvino_int8(
     ]
     softmax = nncf.IgnoredScope(names=kept, types=["ScaledDotProductAttention"], validate=False)
     pictures = [batch.numpy() for batch in _batches(images)]
-    return nncf.quantize(
-        model,
-        nncf.Dataset(pictures, lambda batch: {INPUT: batch}),
-        subset_size=len(pictures),
-        model_type=nncf.ModelType.TRANSFORMER,
-        preset=nncf.QuantizationPreset.MIXED,
-        ignored_scope=softmax,
-    )
+    with quiet():
+        return nncf.quantize(
+            model,
+            nncf.Dataset(pictures, lambda batch: {INPUT: batch}),
+            subset_size=len(pictures),
+            model_type=nncf.ModelType.TRANSFORMER,
+            preset=nncf.QuantizationPreset.MIXED,
+            ignored_scope=softmax,
+        )
 
 
 def openvino_int8_weights(model: "openvino.Model") -> "openvino.Model":
@@ -315,7 +324,8 @@ def openvino_int8_weights(model: "openvino.Model") -> "openvino.Model":
     needed("openvino", "openvino", "nncf")
     import nncf
 
-    return nncf.compress_weights(model, mode=nncf.CompressWeightsMode.INT8_SYM)
+    with quiet():
+        return nncf.compress_weights(model, mode=nncf.CompressWeightsMode.INT8_SYM)
 
 
 def _openvino_name(node: str) -> str:

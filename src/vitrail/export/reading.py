@@ -63,10 +63,12 @@ class LastBlock(nn.Module):
 
     def __init__(self, block: nn.Module, keep: int, query: nn.Linear, reader: Reader):
         super().__init__()
-        self.norm1, self.norm2, self.mlp = block.norm1, block.norm2, block.mlp
-        self.ls1 = getattr(block, "ls1", nn.Identity())
-        self.ls2 = getattr(block, "ls2", nn.Identity())
-        self.query, self.reader, self.proj = query, reader, block.attn.proj
+        self.norm1, self.norm2 = block.get_submodule("norm1"), block.get_submodule("norm2")
+        self.mlp = block.get_submodule("mlp")
+        self.ls1: nn.Module = getattr(block, "ls1", nn.Identity())
+        self.ls2: nn.Module = getattr(block, "ls2", nn.Identity())
+        self.query, self.reader = query, reader
+        self.proj = block.get_submodule("attn.proj")
         self.keep = keep
 
     def forward(self, x: Tensor, *where: object) -> Tensor:
@@ -141,7 +143,7 @@ def last_block(model: nn.Module) -> None:
     if isinstance(model, VisionTransformer):
         c = model.config
         if c.pool == "map":
-            model.attn_pool = PoolByQuery(model.attn_pool)
+            setattr(model, "attn_pool", PoolByQuery(model.attn_pool))  # noqa: B010
         elif c.pool == "token" and c.position != "relative":
             _replace_last(model.blocks, 1 + c.distilled)
     elif isinstance(model, T2TViT):

@@ -69,7 +69,7 @@ class OnnxRuntime:
 
     def logits(self, images: np.ndarray) -> np.ndarray:
         """uint8 [b h w 3] to float32 [b k]."""
-        return self.session.run(["logits"], {INPUT: images})[0]
+        return np.asarray(self.session.run(["logits"], {INPUT: images})[0])
 
 
 class OpenVinoRuntime:

@@ -110,7 +110,7 @@ def _absorb_into_values(block: AttentionBottleneck) -> None:
             torch.cat([scale.new_ones(rest), scale]),
             torch.cat([shift.new_zeros(rest), shift]),
         )
-        block.bn2 = nn.Identity()
+        setattr(block, "bn2", nn.Identity())  # noqa: B010
 
 
 def _affine_of(norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
@@ -135,8 +135,10 @@ def standardized_weights(model: nn.Module) -> None:
     """Filters that are standardised on the way (BiT, hybrids), standardised once and for all."""
     for owner, name, part in _children(model, StandardizedConv2d):
         kind = PaddedConv2d if part.pads_itself else nn.Conv2d
-        shape = (part.in_channels, part.out_channels, part.kernel_size, part.stride, part.padding)
-        plain = kind(*shape, bias=False, dtype=part.weight.dtype)
+        kernel, stride = part.kernel_size[0], part.stride[0]
+        padding = 0 if part.pads_itself else kernel // 2
+        channels = (part.in_channels, part.out_channels)
+        plain = kind(*channels, kernel, stride, padding, bias=False, dtype=part.weight.dtype)
         weight = standardized(part.weight.double(), part.eps, part.eps_on)
         plain.weight = nn.Parameter(weight.to(part.weight.dtype))
         setattr(owner, name, plain)
@@ -207,7 +209,7 @@ def _absorb_layer_norm(owner: nn.Module, name: str, *readers: nn.Module) -> None
         # What is read may be several normed vectors side by side ("token_mean").
         several = reader.weight.shape[1] // len(norm.weight)
         scale_inputs(reader, norm.weight.repeat(several), norm.bias.repeat(several))
-    bare = nn.LayerNorm(norm.normalized_shape, norm.eps, elementwise_affine=False)
+    bare = nn.LayerNorm(list(norm.normalized_shape), norm.eps, elementwise_affine=False)
     setattr(owner, name, bare.to(norm.weight.device))
 
 

@@ -138,7 +138,8 @@ def _gate(
     max_drop: float,
     threads: int | None,
 ) -> Gate:
-    drawn = draw_samples(source, manifest.preprocessing, samples)
+    drawn = draw_samples(source, model.preprocessing, samples)
+    seen = draw_samples(source, manifest.preprocessing, samples).images
     exported = open_graph(folder, manifest, threads)
     own = model.labels or [str(index) for index in range(model.num_classes)]
     if model.labels is None and len(source.classes) == model.num_classes:
@@ -151,6 +152,7 @@ def _gate(
         exported_labels=manifest.labels,
         temperature=temperature,
         exported_temperature=manifest.temperature,
+        exported_images=seen,
         exact=manifest.precision == "fp32",
         max_drop=max_drop,
         sizes=(0, sum((folder / name).stat().st_size for name in manifest.files)),

@@ -4,7 +4,7 @@ from __future__ import annotations  # hints name tyro, which is imported when th
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from vitrail.cli.arguments import arg
 from vitrail.cli.output import print_json
@@ -108,7 +108,9 @@ def _check_flags(
         raise Error("--samples is at least 1, and --max-drop is points from 0 to 100")
 
 
-def _exported(source: str, to: str, out: Path, precision: str, **given) -> tuple[Made, Gate | None]:
+def _exported(
+    source: str, to: str, out: Path, precision: str, **given: Any
+) -> tuple[Made, Gate | None]:
     from vitrail.export.bundle import check_free
     from vitrail.export.make import Wanted, make_bundle
     from vitrail.weights.folder import load_model
@@ -118,7 +120,8 @@ def _exported(source: str, to: str, out: Path, precision: str, **given) -> tuple
     temperature, digest = _calibration(source, given["which"])
     images, others = _images(given["check"], given["split"])
     if to == "torch":
-        return _torch_bundle(opened, out, temperature, digest, given["overwrite"]), None
+        made = _torch_bundle(opened, out, images, temperature, digest, given)
+        return made, made.gate
     wanted = Wanted(
         to=to,
         precision=precision,
@@ -165,26 +168,58 @@ def _images(data: str | None, split: str | None) -> tuple[Source | None, Source 
 
 
 def _torch_bundle(
-    model: ImageClassifier, out: Path, temperature: float, digest: str | None, overwrite: bool
+    model: ImageClassifier,
+    out: Path,
+    images: Source | None,
+    temperature: float,
+    digest: str | None,
+    given: dict[str, Any],
 ) -> Made:
-    """A model folder with a manifest: the same weights, so there is nothing to compare."""
-    from vitrail.export.bundle import Manifest, labels_of, write_bundle
-    from vitrail.export.make import Made
-    from vitrail.weights.folder import save_model
+    """A model folder with a manifest; what is compared is the model saved and opened again."""
+    import shutil
+    import tempfile
 
-    manifest = Manifest(
-        runtime="torch",
-        precision="fp32",
-        labels=labels_of(model.labels, model.num_classes),
-        preprocessing=model.preprocessing,
-        temperature=temperature,
-        source_sha256=digest,
-    )
+    from vitrail.export.bundle import Manifest, write_bundle
+    from vitrail.export.check import check_names, compare, draw_samples, reference_of
+    from vitrail.export.make import Made, names_of
+    from vitrail.weights.folder import load_model, save_model
 
-    def write(folder: Path) -> None:
-        save_model(model, folder, details={"temperature": {"final": temperature}})
+    labels, gate = names_of(model, images), None
+    with tempfile.TemporaryDirectory(prefix="vitrail-export-") as name:
+        work = Path(name)
+        save_model(model, work, labels, details={"temperature": {"final": temperature}})
+        if images is not None:
+            samples = draw_samples(images, model.preprocessing, given["samples"])
+            check_names(samples, labels)
+            saved = load_model(work)
+            size = sum(path.stat().st_size for path in work.iterdir())
+            gate = compare(
+                samples,
+                reference_of(model, model.preprocessing),
+                reference_of(saved, saved.preprocessing),
+                labels=labels,
+                exported_labels=saved.labels,
+                temperature=temperature,
+                exact=True,
+                max_drop=given["max_drop"],
+                sizes=(size, size),
+            )
+        manifest = Manifest(
+            runtime="torch",
+            precision="fp32",
+            labels=labels,
+            preprocessing=model.preprocessing,
+            temperature=temperature,
+            source_sha256=digest,
+            gate=None if gate is None else gate.to_json(),
+        )
+        if gate is not None and not gate.passed and not given["keep_anyway"]:
+            return Made(manifest, gate, False)
 
-    return Made(write_bundle(out, manifest, write, overwrite), None, True)
+        def moved(folder: Path) -> None:
+            shutil.copytree(work, folder, dirs_exist_ok=True)
+
+        return Made(write_bundle(out, manifest, moved, given["overwrite"]), gate, True)
 
 
 def _print(out: Path, made: Made) -> None:

@@ -157,14 +157,14 @@ def make_bundle(
         needed("openvino", "nncf")
     drawn, pictures = _pictures(model, wanted)
     if drawn is not None:
-        check_names(drawn, _labels(model, wanted.source))
+        check_names(drawn, names_of(model, wanted.source))
     say(f"folding and tracing for {wanted.to}")
     writer = GraphWriter(model, wanted.to, temperature, pictures)
     layers = _by_hurt(writer, say) if wanted.precision == "int8" else {}
     manifest = Manifest(
         runtime=wanted.to,
         precision=wanted.precision,
-        labels=_labels(model, wanted.source),
+        labels=names_of(model, wanted.source),
         preprocessing=model.preprocessing,
         temperature=temperature,
         source_sha256=source_sha256,
@@ -244,7 +244,8 @@ class _Attempts:
         return Made(write_bundle(self.out, manifest, moved, self.wanted.overwrite), gate, True)
 
 
-def _labels(model: ImageClassifier, source: Source | None) -> list[str]:
+def names_of(model: ImageClassifier, source: Source | None) -> list[str]:
+    """A model's labels; where it has none, those of data with as many classes, else numbers."""
     if model.labels is None and source is not None and len(source.classes) == model.num_classes:
         return list(source.classes)
     return labels_of(model.labels, model.num_classes)

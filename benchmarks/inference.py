@@ -16,6 +16,7 @@ The last line of stdout is one JSON object; everything else is for people.
 import argparse
 import json
 import os
+import random
 import resource
 import statistics
 import subprocess
@@ -30,6 +31,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # for tests.refere
 
 import numpy as np
 
+PAUSE = 0.1  # seconds: ONNX Runtime's threads spin for a while after each of its calls
 Run = Callable[[np.ndarray], object]
 OURS = ("vitrail openvino", "vitrail onnx", "vitrail openvino int8", "vitrail torch folded")
 PEERS = (
@@ -87,9 +89,7 @@ def side_of(name: str) -> int:
 
 def prepare(name: str, work: Path) -> None:
     """Export ours and timm's once."""
-    import openvino
-    import torch
-
+    from vitrail.export.graph import quiet
     from vitrail.export.make import GraphWriter
     from vitrail.export.quantize import quantisable
 
@@ -110,7 +110,16 @@ def prepare(name: str, work: Path) -> None:
             writer.write(made, precision, quantisable(writer.folded))
             made.rename(work / folder)
             print(f"{folder}: exported in {time.perf_counter() - started:.0f} s", file=sys.stderr)
-    exported = work / "timm.onnx"
+    with quiet():
+        prepare_peers(name, work, pictures)
+
+
+def prepare_peers(name: str, work: Path, pictures: np.ndarray) -> None:
+    """timm's export for ONNX Runtime and OpenVINO, and NNCF's int8 of that."""
+    import openvino
+    import torch
+
+    exported, side = work / "timm.onnx", side_of(name)
     if not exported.exists():
         torch.onnx.export(
             timm_model(name),
@@ -217,7 +226,7 @@ def alone(who: str, name: str, work: Path, threads: int) -> None:
 
 
 def in_a_process(who: str, name: str, work: Path, threads: int) -> dict[str, float]:
-    words = ["--alone", who, "--model", name, "--work", work, "--threads", threads]
+    words = ["--alone", who, "--model", name, "--work", work.parent, "--threads", threads]
     done = subprocess.run(
         [sys.executable, __file__, *map(str, words)], capture_output=True, text=True, check=True
     )
@@ -232,11 +241,12 @@ def speed(runs: dict[str, Run], side: int, batch: int, rounds: int) -> dict[str,
     for who, run in runs.items():  # once to warm up
         run(inputs[who])
     seconds: dict[str, list[float]] = {who: [] for who in runs}
-    order = list(runs)
+    order, shuffle = list(runs), random.Random(0)
     for _ in range(rounds):
+        shuffle.shuffle(order)  # nobody always goes first, or after the same one
         for who in order:
+            time.sleep(PAUSE)
             seconds[who].append(timed(runs[who], inputs[who]))
-        order = order[1:] + order[:1]  # nobody always goes first
     return seconds
 
 

@@ -321,8 +321,7 @@ for place in probabilities[0].argsort()[::-1][:5]:
 
 def readme(manifest: Manifest) -> str:
     """The bundle's README, whose example runs without Vitrail."""
-    pre, package = manifest.preprocessing, RUN[manifest.runtime][0]
-    height, width = pre.size
+    package = RUN[manifest.runtime][0]
     return f"""\
 # {GRAPHS[manifest.runtime]}
 
@@ -330,12 +329,7 @@ def readme(manifest: Manifest) -> str:
 {package}. `{MANIFEST}` holds the labels in the order of the logits, the preprocessing, the
 temperature and the SHA-256 of every file{_gate_in_words(manifest.gate)}
 
-Input `{INPUT}`: uint8 [b, {height}, {width}, 3], RGB, any number b of pictures, *not* normalised:
-the mean and the deviation are in the graph. Outputs: `logits` and `probabilities` [b, \
-{len(manifest.labels)}], the softmax of
-logits / {manifest.temperature:g}. A picture becomes the input by `{pre.fit}`, {pre.interpolation} \
-(Pillow's, which averages
-when it makes smaller), crop {pre.crop:g}:
+{_input_in_words(manifest)}
 
 ```python
 {example(manifest)}```
@@ -343,6 +337,21 @@ when it makes smaller), crop {pre.crop:g}:
 Needed: `pip install {package} numpy pillow`. With Vitrail: `vitrail predict FOLDER picture.jpg`,
 `vitrail verify FOLDER`, `vitrail serve FOLDER`.
 """
+
+
+def _input_in_words(manifest: Manifest) -> str:
+    pre, classes = manifest.preprocessing, len(manifest.labels)
+    if manifest.runtime == "torch":
+        return (
+            "This is a model folder: `config.json` and `model.safetensors`, for Vitrail and timm."
+        )
+    height, width = pre.size
+    return f"""\
+Input `{INPUT}`: uint8 [b, {height}, {width}, 3], RGB, any number b of pictures, *not* normalised:
+the mean and the deviation are in the graph. Outputs: `logits` and `probabilities` [b, {classes}], the
+softmax of logits / {manifest.temperature:g}. A picture becomes the input by `{pre.fit}`, \
+{pre.interpolation} (Pillow's, which
+averages when it makes smaller), crop {pre.crop:g}:"""
 
 
 def _gate_in_words(gate: Mapping[str, Any] | None) -> str:

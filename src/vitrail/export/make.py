@@ -21,7 +21,9 @@ from vitrail.kit.errors import Error
 from vitrail.models.base import ImageClassifier
 
 PRECISIONS = ("fp32", "fp16", "int8", "int8-weights")
-SHARES = (0.0, 0.1, 0.25, 0.5, 0.75)  # of the layers put back into float, the worst first
+# What int8 tries until the gate passes: channels balanced or not (which costs a multiplication a
+# norm), and the share of the layers that go back into float, the worst first.
+TRIES = ((False, 0.0), (True, 0.0), (True, 0.1), (True, 0.25), (True, 0.5), (True, 0.75))
 LARGEST = 2**31 - 2**24  # bytes in one protobuf
 CALIBRATION = 64  # pictures for scales; more changes little, and costs memory
 NEEDED = {"onnx": ("onnx", "onnxscript", "onnxruntime"), "openvino": ("openvino",)}
@@ -73,6 +75,7 @@ class GraphWriter:
         to: ``onnx`` or ``openvino``.
         temperature: of the probabilities.
         pictures: uint8 [n h w 3] for int8, or None.
+        balance: whether `quantize.balanced` comes first.
     """
 
     def __init__(
@@ -81,10 +84,11 @@ class GraphWriter:
         to: str,
         temperature: float = 1.0,
         pictures: np.ndarray | None = None,
+        balance: bool = False,
     ):
-        self.to, self.pictures = to, pictures
+        self.to, self.pictures, self.balance = to, pictures, balance
         self.folded = fold(model)
-        if pictures is not None:
+        if balance and pictures is not None:
             self.folded = quantize.balanced(self.folded, pictures)
         self.program = program_of(self.folded, temperature)
         self.graph: Any = (to_onnx if to == "onnx" else to_openvino)(self.program)
@@ -190,19 +194,28 @@ class _Attempts:
         self.writer, self.layers, self.drawn, self.say = writer, layers, drawn, say
 
     def run(self) -> Made:
-        shares = SHARES if self.layers and self.drawn is not None else SHARES[:1]
+        tries = TRIES if self.layers and self.drawn is not None else TRIES[:1]
         with tempfile.TemporaryDirectory(prefix="vitrail-export-") as name:
-            for attempt, share in enumerate(shares):
+            for attempt, (balance, share) in enumerate(tries):
+                if balance and not self.writer.balance:
+                    self.rebalance()
                 work = Path(name) / str(attempt)
                 work.mkdir()
                 float_ones = list(self.layers)[: round(share * len(self.layers))]
                 chosen = [layer for layer in self.layers if layer not in float_ones]
                 self.writer.write(work, self.wanted.precision, chosen)
                 gate = self.judge(work)
-                if gate is None or gate.passed or attempt == len(shares) - 1:
+                if gate is None or gate.passed or attempt == len(tries) - 1:
                     break
-                self.say(f"refused so: {gate.reasons[0]}; more layers go back into float")
+                left = "balancing the channels" if attempt == 0 else "more layers go into float"
+                self.say(f"refused so: {gate.reasons[0]}; {left}")
             return self.finish(work, gate, float_ones)
+
+    def rebalance(self) -> None:
+        """From here on with balanced channels."""
+        writer, temperature = self.writer, self.manifest.temperature
+        self.writer = GraphWriter(self.model, writer.to, temperature, writer.pictures, True)
+        self.layers = _by_hurt(self.writer, self.say)
 
     def judge(self, work: Path) -> Gate | None:
         if self.drawn is None:
@@ -225,7 +238,7 @@ class _Attempts:
         report = None
         if self.layers:
             report = {
-                "alpha": quantize.ALPHA,
+                "balanced": self.writer.balance,
                 "pictures": 0 if self.writer.pictures is None else len(self.writer.pictures),
                 "layers": [
                     {"name": name, "hurt": round(hurt, 6), "int8": name not in float_ones}

@@ -1,10 +1,11 @@
 """Smaller numbers: int8 by the user's own pictures, float16, int8 weights alone.
 
 Static int8 takes the layers that have weights, and of those not the first (the patch embedding or
-stem) nor the head; LayerNorm, softmax and the products of attention stay in float. Before that the
-channels of each LayerNorm and of what reads it are balanced (SmoothQuant, Xiao et al., 2022): what
-is divided out of the activations is multiplied into the weights. How much each layer hurts is
-measured one at a time on the folded model (`hurts`), so that the worst can be put back into float.
+stem) nor the head; LayerNorm, softmax and the products of attention stay in float. Where that loses
+too much, the channels of each LayerNorm and of what reads it are balanced (SmoothQuant, Xiao et
+al., 2022): what is divided out of the activations is multiplied into the weights. How much each
+layer hurts is measured one at a time on the folded model (`hurts`), so that the worst can be put
+back into float.
 """
 
 import copy
@@ -312,6 +313,10 @@ def openvino_int8(
             model_type=nncf.ModelType.TRANSFORMER,
             preset=nncf.QuantizationPreset.MIXED,
             ignored_scope=softmax,
+            # `balanced` does this where it is needed; done twice it only costs multiplications.
+            advanced_parameters=nncf.AdvancedQuantizationParameters(
+                smooth_quant_alphas=nncf.AdvancedSmoothQuantParameters(convolution=-1, matmul=-1)
+            ),
         )
 
 

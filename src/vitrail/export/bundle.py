@@ -348,8 +348,8 @@ def _input_in_words(manifest: Manifest) -> str:
     height, width = pre.size
     return f"""\
 Input `{INPUT}`: uint8 [b, {height}, {width}, 3], RGB, any number b of pictures, *not* normalised:
-the mean and the deviation are in the graph. Outputs: `logits` and `probabilities` [b, {classes}], the
-softmax of logits / {manifest.temperature:g}. A picture becomes the input by `{pre.fit}`, \
+the mean and the deviation are in the graph. Outputs: `logits` and `probabilities` [b, {classes}],
+the softmax of logits / {manifest.temperature:g}. A picture becomes the input by `{pre.fit}`, \
 {pre.interpolation} (Pillow's, which
 averages when it makes smaller), crop {pre.crop:g}:"""
 

@@ -124,7 +124,9 @@ class GraphWriter:
         if precision == "int8":
             assert self.pictures is not None
             nodes = layers_of(self.program)
-            graph = quantize.openvino_int8(graph, self.pictures, layers, nodes)
+            graph = quantize.openvino_int8(
+                graph, self.pictures, layers, nodes, attention=not self.balance
+            )
         elif precision == "int8-weights":
             graph = quantize.openvino_int8_weights(graph.clone())
         openvino.save_model(graph, str(path), compress_to_fp16=precision == "fp16")

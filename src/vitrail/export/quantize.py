@@ -283,11 +283,13 @@ def openvino_int8(
     images: np.ndarray,
     layers: Sequence[str],
     nodes: Mapping[str, str],
+    attention: bool = False,
 ) -> "openvino.Model":
     """A copy whose named layers compute in int8, calibrated on uint8 pictures [n h w 3].
 
     Args:
         nodes: from `graph.layers_of`: the program's node to the layer.
+        attention: whether queries, keys and values are rounded too; softmax is in float anyway.
 
     Raises:
         Error: NNCF is not installed.
@@ -303,7 +305,8 @@ def openvino_int8(
         if operation.get_type_name() in weighted
         and operation.get_friendly_name().partition("/")[0] not in wanted
     ]
-    softmax = nncf.IgnoredScope(names=kept, types=["ScaledDotProductAttention"], validate=False)
+    types = [] if attention else ["ScaledDotProductAttention"]
+    in_float = nncf.IgnoredScope(names=kept, types=types, validate=False)
     pictures = [batch.numpy() for batch in _batches(images)]
     with quiet():
         return nncf.quantize(
@@ -312,7 +315,7 @@ def openvino_int8(
             subset_size=len(pictures),
             model_type=nncf.ModelType.TRANSFORMER,
             preset=nncf.QuantizationPreset.MIXED,
-            ignored_scope=softmax,
+            ignored_scope=in_float,
             # `balanced` does this where it is needed; done twice it only costs multiplications.
             advanced_parameters=nncf.AdvancedQuantizationParameters(
                 smooth_quant_alphas=nncf.AdvancedSmoothQuantParameters(convolution=-1, matmul=-1)

@@ -25,6 +25,7 @@ from vitrail.cli.convert import convert
 from vitrail.cli.demo import demo
 from vitrail.cli.doctor import doctor
 from vitrail.cli.evaluate import evaluate
+from vitrail.cli.export import export
 from vitrail.cli.models import models
 from vitrail.cli.plan import plan
 from vitrail.cli.predict import predict
@@ -49,6 +50,7 @@ VERBS: dict[str, Callable[..., int]] = {
     "evaluate": evaluate,
     "predict": predict,
     "doctor": doctor,
+    "export": export,
     "models": models,
     "convert": convert,
     "verify": verify,

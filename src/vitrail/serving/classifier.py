@@ -1,4 +1,8 @@
-"""The classifier: a model folder behind one call, with the preprocessing it was trained with."""
+"""The classifier: a model folder or a bundle behind one call, with the preprocessing it needs.
+
+Torch, ONNX Runtime and OpenVINO answer alike; a bundle's files are checked against their hashes
+before they are opened, so what is damaged is refused.
+"""
 
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -10,10 +14,12 @@ from PIL import Image
 from vitrail.data.decode import pixels_of
 from vitrail.data.examples import read_file
 from vitrail.data.views import decode_for
+from vitrail.export.bundle import Manifest, check_files, is_bundle, read_manifest
+from vitrail.export.runtime import Runtime, TorchRuntime, open_graph
 from vitrail.kit.devices import pick_device
 from vitrail.kit.errors import Error
 from vitrail.kit.preprocess import Preprocessing
-from vitrail.models.base import Size
+from vitrail.models.base import Size, square_or_pair
 from vitrail.weights.folder import load_model
 from vitrail.weights.temperature import read_temperature
 
@@ -24,16 +30,30 @@ class Classifier:
     """Labels and probabilities for pictures.
 
     Args:
-        path: a model folder, or with ``name`` a checkpoint file.
-        threads: for the arithmetic, of the whole process; None leaves torch's own choice.
+        path: a model folder, a bundle, or with ``name`` a checkpoint file.
+        threads: for the arithmetic; of a model folder's, of the whole process. None leaves the
+            runtime's own choice.
         batch_size: pictures at a time; memory is bounded by it.
         device: ``cpu``, ``cuda`` or None for the best there is.
-        which: ``final`` or ``best`` weights of the folder.
+        which: ``final`` or ``best`` weights of a model folder.
         name: the zoo's name of the model, for a file that does not say it.
 
+    Attributes:
+        labels: the class names in the order of the logits.
+        temperature: by which logits are divided before the softmax.
+        preprocessing: how pictures are scaled, cropped and normalised here.
+        runtime: ``torch``, ``onnx`` or ``openvino``.
+        manifest: what a bundle says of itself, else None.
+
     Raises:
-        Error: no model there, or it is damaged.
+        Error: no model there, it is damaged or of a newer format, or the extra that its runtime
+            needs is not installed.
     """
+
+    labels: list[str]
+    temperature: float
+    preprocessing: Preprocessing
+    manifest: Manifest | None = None
 
     def __init__(
         self,
@@ -47,26 +67,52 @@ class Classifier:
         for words, number in (("threads", threads), ("batch_size", batch_size)):
             if number is not None and number < 1:
                 raise Error(f"{words} must be at least 1, not {number}")
+        self.batch_size = batch_size
+        if is_bundle(path):
+            self._runtime = self._open_bundle(Path(path).expanduser(), threads, device)
+        else:
+            self._runtime = self._open_model(path, threads, device, which, name)
+
+    def _open_bundle(self, folder: Path, threads: int | None, device: str | None) -> Runtime:
+        manifest = read_manifest(folder)
+        check_files(folder, manifest)
+        self.manifest = manifest
+        if manifest.runtime == "torch":
+            runtime = self._open_model(folder, threads, device, "final", None)
+        else:
+            runtime = open_graph(folder, manifest, threads, device)
+        self.labels, self.temperature = manifest.labels, manifest.temperature
+        self.preprocessing, self.runtime = manifest.preprocessing, manifest.runtime
+        return runtime
+
+    def _open_model(
+        self,
+        path: str | Path,
+        threads: int | None,
+        device: str | None,
+        which: str,
+        name: str | None,
+    ) -> Runtime:
         if threads is not None:
             torch.set_num_threads(threads)
-        self.batch_size = batch_size
-        self.device = pick_device(device)
-        self.model = load_model(path, name=name, which=which).to(self.device)
-        if not self.model.num_classes:
+        where = pick_device(device)
+        model = load_model(path, name=name, which=which)
+        if not model.num_classes:
             raise Error(f"{path} holds an encoder without a head: fine-tune from it first")
-        names = self.model.labels
-        self.labels = names or [str(index) for index in range(self.model.num_classes)]
-        self.temperature = read_temperature(path, which)
+        self.labels = model.labels or [str(index) for index in range(model.num_classes)]
+        self.temperature, self.runtime = read_temperature(path, which), "torch"
+        self.preprocessing, self.model = model.preprocessing, model.to(where)
+        return TorchRuntime(model, where)
 
     @property
-    def preprocessing(self) -> Preprocessing:
-        """How pictures are scaled, cropped and normalised here."""
-        return self.model.preprocessing
+    def device(self) -> str:
+        """Where the arithmetic is done."""
+        return self._runtime.device
 
     @property
     def image_size(self) -> Size:
         """The model's input size."""
-        return self.model.image_size
+        return square_or_pair(self.preprocessing.size)
 
     def __call__(
         self, images: Picture | Iterable[Picture], top_k: int = 5
@@ -101,9 +147,7 @@ class Classifier:
 
     def _batch(self, images: Sequence[Picture]) -> np.ndarray:
         pixels = np.stack([self.preprocessing.geometry(self._open(image)) for image in images])
-        with torch.inference_mode():
-            batch = torch.from_numpy(pixels).to(self.device)
-            return self.model(self.preprocessing.normalize(batch)).float().cpu().numpy()
+        return self._runtime.logits(pixels)
 
     def _open(self, image: Picture) -> np.ndarray:
         if isinstance(image, bytes):

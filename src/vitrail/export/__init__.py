@@ -1,0 +1,1 @@
+"""From a model to what is deployed: folding, bundles, quantisation, and the gate before them."""

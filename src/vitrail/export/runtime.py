@@ -1,0 +1,120 @@
+"""What runs a bundle: ONNX Runtime, OpenVINO or torch behind one face.
+
+A runtime takes uint8 pictures [b h w 3] at the bundle's size and gives float32 logits [b k]. All
+compute in float32 unless the graph itself says otherwise: OpenVINO would take bfloat16 by itself
+where the processor has it, which moves logits in the second digit.
+"""
+
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+
+from vitrail.export.bundle import GRAPHS, Manifest
+from vitrail.export.graph import INPUT, needed
+from vitrail.kit.errors import Error
+from vitrail.models.base import ImageClassifier
+
+
+class Runtime(Protocol):
+    """See the module's head."""
+
+    device: str
+
+    def logits(self, images: np.ndarray) -> np.ndarray:
+        """uint8 [b h w 3] to float32 [b k]."""
+        ...
+
+
+class TorchRuntime:
+    """A live model, with its own preprocessing."""
+
+    def __init__(self, model: ImageClassifier, device: torch.device):
+        self.model, self.device = model.to(device).eval(), str(device)
+
+    def logits(self, images: np.ndarray) -> np.ndarray:
+        """uint8 [b h w 3] to float32 [b k]."""
+        with torch.inference_mode():
+            batch = torch.from_numpy(images).to(self.device)
+            return self.model(self.model.preprocessing.normalize(batch)).float().cpu().numpy()
+
+
+class OnnxRuntime:
+    """A `model.onnx` in ONNX Runtime.
+
+    Raises:
+        Error: the extra is not installed, no such device, or a file that cannot be opened.
+    """
+
+    def __init__(self, path: Path, threads: int | None = None, device: str | None = None):
+        needed("onnx", "onnxruntime")
+        import onnxruntime
+
+        cuda = "CUDAExecutionProvider"
+        has_cuda = cuda in onnxruntime.get_available_providers()
+        if device not in (None, "cpu") and not (device.startswith("cuda") and has_cuda):
+            raise Error(f"ONNX Runtime has no device {device!r} here: use cpu, or None")
+        use_cuda = has_cuda and device != "cpu"
+        providers = [cuda, "CPUExecutionProvider"] if use_cuda else ["CPUExecutionProvider"]
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = 3
+        if threads is not None:
+            options.intra_op_num_threads = threads
+        try:
+            self.session = onnxruntime.InferenceSession(str(path), options, providers=providers)
+        except Exception as error:  # its errors have no class in common
+            raise Error(f"{path} cannot be opened by ONNX Runtime: {_line(error)}") from None
+        self.device = "cuda" if use_cuda else "cpu"
+
+    def logits(self, images: np.ndarray) -> np.ndarray:
+        """uint8 [b h w 3] to float32 [b k]."""
+        return np.asarray(self.session.run(["logits"], {INPUT: images})[0])
+
+
+class OpenVinoRuntime:
+    """A `model.xml` in OpenVINO, on the processor.
+
+    Raises:
+        Error: the extra is not installed, no such device, or a file that cannot be opened.
+    """
+
+    device = "cpu"
+
+    def __init__(self, path: Path, threads: int | None = None, device: str | None = None):
+        needed("openvino", "openvino")
+        import openvino
+
+        if device not in (None, "cpu"):
+            raise Error(f"an OpenVINO bundle runs on the cpu, not on {device!r}")
+        settings: dict[str, Any] = {
+            "INFERENCE_PRECISION_HINT": "f32",
+            "PERFORMANCE_HINT": "LATENCY",
+        }
+        if threads is not None:
+            settings["INFERENCE_NUM_THREADS"] = threads
+        try:
+            self.compiled = openvino.Core().compile_model(str(path), "CPU", settings)
+        except Exception as error:  # its errors have no class in common
+            raise Error(f"{path} cannot be opened by OpenVINO: {_line(error)}") from None
+        self.request = self.compiled.create_infer_request()
+
+    def logits(self, images: np.ndarray) -> np.ndarray:
+        """uint8 [b h w 3] to float32 [b k]."""
+        return self.request.infer({INPUT: images}, share_inputs=True)["logits"].copy()
+
+
+def open_graph(
+    folder: Path, manifest: Manifest, threads: int | None = None, device: str | None = None
+) -> OnnxRuntime | OpenVinoRuntime:
+    """The runtime of an ONNX or OpenVINO bundle; a torch bundle is a model folder.
+
+    Raises:
+        Error: see the runtimes.
+    """
+    kind = {"onnx": OnnxRuntime, "openvino": OpenVinoRuntime}[manifest.runtime]
+    return kind(folder / GRAPHS[manifest.runtime], threads, device)
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split())[:200]

@@ -5,6 +5,7 @@ import io
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import time
@@ -525,3 +526,52 @@ def test_pictures_found_bad_while_training_are_named(photos, tmp_path):
     section = json.loads((out / "config.json").read_text())["vitrail"]
     assert list(section["skipped"]) == ["red/damaged.jpg"]
     assert "damaged.jpg" in (out / "report.html").read_text()
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["train"], "missing: DATA, --out"),
+        (["train", "x", "--out", "o", "--setps", 3], "no option --setps; did you mean --steps?"),
+        (["train", "x", "--out", "o", "--steps", "three"], "--steps cannot be 'three': it takes a"),
+        (["train", "x", "--out", "o", "--device", "tpu"], "'tpu': it is one of cpu, cuda"),
+        (["train", "x", "--out"], "--out needs a value"),
+        (["verify", "a", "b"], "no place for the word b"),
+        (["evaluate", "a", "b", "--sizes", "big"], "--sizes cannot be 'big'"),
+        (["models", "--layers"], "--layers shows one model"),
+        (["predict", "a"], "name the pictures"),
+    ],
+)
+def test_words_that_a_verb_does_not_take_are_one_sentence(words, sentence):
+    _, err = call(*words, status=2)
+    assert sentence in err
+
+
+def test_predict_never_writes_over_a_picture(model, photos, tmp_path):
+    picture = tmp_path / "a.png"
+    shutil.copy(next(photos.rglob("*.png")), picture)
+    before = picture.read_bytes()
+    _, err = call("predict", model, tmp_path, "--out", picture, status=2)
+    assert "is one of the pictures" in err
+    assert picture.read_bytes() == before
+    _, err = call("predict", model, picture, "--out", tmp_path / "new" / "a.csv", "--format", "csv")
+    assert "a.csv says what is on 1 picture" in err
+    assert (tmp_path / "new" / "a.csv").read_text().startswith("path,rank,label")
+
+
+@pytest.mark.parametrize("verb", ["evaluate", "doctor", "probe", "compare", "predict"])
+def test_a_place_that_cannot_be_written_is_refused_before_the_work(verb, model, photos, tmp_path):
+    (tmp_path / "file").write_text("mine")
+    inputs = {
+        "evaluate": [model, photos],
+        "doctor": [photos],
+        "probe": [photos, "--models", model],
+        "compare": [model, shutil.copytree(model, tmp_path / "other")],
+        "predict": [model, photos],
+    }[verb]
+    _, err = call(verb, *inputs, "--out", tmp_path / "file" / "page", status=2)
+    assert "cannot be used as --out" in err
+    if verb != "predict":
+        _, err = call(verb, *inputs, "--out", tmp_path / "file", status=2)
+        assert "is a file; --out needs a folder" in err
+    assert (tmp_path / "file").read_text() == "mine"

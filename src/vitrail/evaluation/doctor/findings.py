@@ -234,6 +234,7 @@ def examine(
     model_labels: Sequence[str] | None = None,
     threads: int | None = None,
     progress: Progress | None = None,
+    comparing: Progress | None = None,
 ) -> Findings:
     """Look at a data set.
 
@@ -244,6 +245,7 @@ def examine(
         model_labels: the class names of the model that they come from, to compare their order.
         threads: that decode.
         progress: called with (pictures done, pictures in all) while they are read.
+        comparing: called with (pictures done, in all) while duplicates are looked for.
 
     Raises:
         Error: there is nothing to look at.
@@ -265,7 +267,7 @@ def examine(
         if name != "other":
             counts = np.bincount(source.labels, minlength=len(source.classes))
             found.counts[name] = dict(zip(source.classes, counts.tolist(), strict=True))
-    _find_twins(found, splits, against)
+    _find_twins(found, splits, against, comparing)
     found.order = _order(splits, model_labels)
     found.odd = [odd for name in splits for odd in _odd(name, prints[name])]
     if features is not None:
@@ -285,10 +287,15 @@ def joined(prints: Sequence[Prints]) -> Prints:
     )
 
 
-def _find_twins(found: Findings, splits: Mapping[str, Source], against: Source | None) -> None:
+def _find_twins(
+    found: Findings,
+    splits: Mapping[str, Source],
+    against: Source | None,
+    progress: Progress | None,
+) -> None:
     whole = joined([found.prints[name] for name in splits])
     places = [Place(name, i) for name, source in splits.items() for i in range(len(source))]
-    inside = duplicates(whole)
+    inside = duplicates(whole, progress=progress)
     for pair in inside:
         a, b = places[pair.a], places[pair.b]
         found.twins.append(Twins(a, b, pair, "" if a.split == b.split else "splits"))
@@ -297,7 +304,7 @@ def _find_twins(found: Findings, splits: Mapping[str, Source], against: Source |
         if len({found.label(place) for place in members}) > 1:
             found.conflicts.append(members)
     if against is not None:
-        for pair in duplicates(whole, found.prints["other"]):
+        for pair in duplicates(whole, found.prints["other"], progress):
             found.twins.append(Twins(places[pair.a], Place("other", pair.b), pair, "other"))
     found.twins.sort(key=lambda t: (not t.pair.exact, t.across, -t.pair.score))
 

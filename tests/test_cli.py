@@ -575,3 +575,26 @@ def test_a_place_that_cannot_be_written_is_refused_before_the_work(verb, model, 
         _, err = call(verb, *inputs, "--out", tmp_path / "file", status=2)
         assert "is a file; --out needs a folder" in err
     assert (tmp_path / "file").read_text() == "mine"
+
+
+def test_pictures_with_several_labels_from_training_to_evaluation(photos, tmp_path):
+    pictures = sorted(photos.rglob("*.png"))
+    rows = ["path,labels"]
+    rows += [f"{p},{p.parent.name}|{'odd' if k % 2 else 'even'}" for k, p in enumerate(pictures)]
+    (tmp_path / "list.csv").write_text("\n".join(rows) + "\n")
+    run = tmp_path / "run"
+    words = ["--model", "vit_mu_patch8_32", "--steps", 3, "--batch-size", 8, "--val-fraction", 0.3]
+    out, err = call("train", tmp_path / "list.csv", "--out", run, *words)
+    assert "mean average precision" in out
+    assert "validation mean average precision" in err
+    (seen,) = records(run, "eval")[-1:]
+    assert 0 <= seen["mean_average_precision"] <= 1
+    (done,) = records(run, "done")
+    assert done["top1"] is None
+    assert done["metrics"]["val"]["n"] > 0
+    assert "mean average precision" in (run / "report.html").read_text()
+    again, err = call("train", tmp_path / "list.csv", "--out", run, *words)
+    assert "finished" in err
+    assert again.splitlines()[0] == out.splitlines()[0]
+    found = json.loads(call("evaluate", run, tmp_path / "list.csv", "--json")[0])
+    assert found["n"] == len(pictures)

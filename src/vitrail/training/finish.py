@@ -16,7 +16,7 @@ from vitrail.training.loop import measure
 from vitrail.training.output import Output
 from vitrail.training.report import attention_looks, write_report
 from vitrail.training.session import Session
-from vitrail.training.validation import mean_loss
+from vitrail.training.validation import mean_loss, ranking
 from vitrail.weights.folder import save_model
 from vitrail.weights.read import BEST_FILE
 
@@ -31,7 +31,8 @@ class Run:
         folder: the model folder.
         steps: of the whole run.
         steps_this_run: taken by this call; 0 when there was nothing left to do.
-        metrics: top-1, top-5 and loss by split, as far as there is one (fractions 0..1).
+        metrics: top-1, top-5 and loss by split, as far as there is one (fractions 0..1); of
+            pictures with several labels the mean average precision, F1 and loss.
         seconds: of the whole run, restarts included.
         report: the page; None after a dry run.
     """
@@ -39,7 +40,7 @@ class Run:
     folder: Path
     steps: int
     steps_this_run: int
-    metrics: Mapping[str, Mapping[str, float]]
+    metrics: Mapping[str, Mapping[str, Any]]
     seconds: float
     report: Path | None
 
@@ -48,7 +49,7 @@ class Run:
         """Accuracy on the test set, else on the validation set, else None."""
         for split in ("test", "val"):
             if split in self.metrics:
-                return self.metrics[split]["top1"]
+                return self.metrics[split].get("top1")
         return None
 
     def to_json(self) -> dict[str, Any]:
@@ -76,7 +77,11 @@ class Run:
         return "\n".join(lines)
 
 
-def _accuracy(figures: Mapping[str, float]) -> str:
+def _accuracy(figures: Mapping[str, Any]) -> str:
+    if "macro_f1" in figures:
+        score = figures["mean_average_precision"]
+        said = "none" if score is None else f"{100 * score:.2f} %"
+        return f"mean average precision {said}   macro F1 {figures['macro_f1']:.3f}   "
     return f"top-1 {100 * figures['top1']:.2f} %   " if "top1" in figures else ""
 
 
@@ -106,14 +111,19 @@ def finish(
         for split, source in (("test", session.data.test), ("val", session.data.val))
         if source is not None
     }
-    labelled = state.learner.objective.labelled
-    metrics: dict[str, dict[str, float]] = {}
+    objective = state.learner.objective
+    several = objective.labelled and session.data.train.multi_label
+    labelled = objective.labelled and not several
+    metrics: dict[str, dict[str, Any]] = {}
     if not labelled:  # while the objective's parts have the run's precision
         with state.averaged():
             for split, source in splits.items():
                 loss, count = mean_loss(state, source, workers)
                 metrics[split] = {"loss": loss, "n": count}
     model = state.final()
+    if several:
+        for split, source in splits.items():
+            metrics[split] |= ranking(model, source, recipe.batch_size, workers)
     results = {
         split: measure(model, source, recipe.batch_size, workers, state.engine)
         for split, source in (splits.items() if labelled else ())
@@ -136,7 +146,7 @@ def finish(
         if progress.best_step == progress.step:
             (output.path / BEST_FILE).unlink(missing_ok=True)  # it is the final one
         save_model(model, output.path, model.labels, details=details)
-        _report(session, model, results, ledger, data, command)
+        _report(session, model, results, metrics if several else {}, ledger, data, command)
     unread = [f"{key} ({reason})" for key, reason in progress.skipped.items()]
     if unread:
         session.display.say(
@@ -168,7 +178,7 @@ def _best(session: Session) -> dict[str, float | None]:
     """The best validation figure: accuracy, or the loss of an objective without labels."""
     best = session.state.progress.best
     if session.state.learner.objective.labelled:
-        return {"top1": best}
+        return {"mean_average_precision" if session.data.train.multi_label else "top1": best}
     return {"loss": None if best is None else -best}
 
 
@@ -195,12 +205,13 @@ def _report(
     session: Session,
     model: ImageClassifier,
     results: Mapping[str, Accuracy],
+    rankings: Mapping[str, Mapping[str, Any]],
     ledger: Ledger,
     data: Mapping[str, Any],
     command: str,
 ) -> None:
     state, progress = session.state, session.state.progress
-    split = next(iter(results), "test")
+    split = next(iter(results or rankings), "test")
     result = results.get(split)
     attention = [] if result is None else attention_looks(model, result, most=PICTURES)
     write_report(
@@ -208,6 +219,7 @@ def _report(
         model=state.recipe.model.name,
         records=session.output.metrics.read(),
         result=result,
+        ranking=rankings.get(split),
         split=split,
         weights="the averaged weights of the last step"
         if state.ema is not None

@@ -28,7 +28,7 @@ from vitrail.training.session import Data, Lengths, Options, Session, lengths
 from vitrail.training.step import Outcome, TooLarge, forget, passes
 from vitrail.training.trouble import bad_step, count_unreadable, overflowed
 from vitrail.training.tuning import enter
-from vitrail.training.validation import mean_loss
+from vitrail.training.validation import mean_loss, ranking
 from vitrail.weights.folder import save_weights
 from vitrail.weights.read import BEST_FILE
 
@@ -207,7 +207,8 @@ def _record(session: Session, batch: Batch, outcome: Outcome, rate: float, began
 def look(session: Session) -> None:
     """Evaluate the averaged weights on the validation set, record it, keep them if best.
 
-    Where the objective has no labels, by its own loss: the lower the better.
+    Where the objective has no labels, by its own loss: the lower the better. Where pictures have
+    several, by the mean average precision.
     """
     if session.data.val is None:
         return
@@ -215,8 +216,13 @@ def look(session: Session) -> None:
     workers = session.options.workers
     with state.averaged() as model:
         try:
-            if state.learner.objective.labelled:
-                batch_size = state.recipe.batch_size
+            batch_size = state.recipe.batch_size
+            if state.learner.objective.labelled and session.data.val.multi_label:
+                loss, _ = mean_loss(state, session.data.val, workers)
+                figures = {**ranking(model, session.data.val, batch_size, workers), "loss": loss}
+                score = figures["mean_average_precision"] or 0.0
+                said = f"validation mean average precision {100 * score:.2f} %, loss {loss:.3f}"
+            elif state.learner.objective.labelled:
                 result = measure(model, session.data.val, batch_size, workers, state.engine)
                 figures = {"top1": result.top1, "top5": result.top5, "loss": result.loss}
                 score = result.top1

@@ -78,6 +78,7 @@ def write_report(
     model: str,
     records: Iterable[Mapping[str, Any]],
     result: Accuracy | None = None,
+    ranking: Mapping[str, Any] | None = None,
     split: str = "test",
     weights: str = "the final weights",
     parameters: int | None = None,
@@ -95,6 +96,7 @@ def write_report(
         model: the model's name.
         records: of ``metrics.jsonl`` (contract: kinds start, step, eval, save, skip, done).
         result: the accuracy measured, or None where there was nothing to measure it on.
+        ranking: of pictures with several labels: `validation.ranking`, in the result's place.
         split: what it was measured on.
         weights: which weights were measured, to stand after "with".
         parameters: how many the model has.
@@ -114,15 +116,15 @@ def write_report(
     labelled = masked.get("kind", "none") == "none"
     page = Page(
         _title(model, result, split),
-        lead=_lead(result, split, weights, labelled),
+        lead=_ranked(ranking, split, weights) or _lead(result, split, weights, labelled),
         headline=_headline(result, parameters, ledger),
         footer=footer,
     )
-    if labelled:
+    if labelled and not ranking:
         _accuracy(page.section("Accuracy"), result, split, records)
     if result is not None:
         mistake_blocks(page.section("Mistakes"), result)
-    if labelled:
+    if labelled and not ranking:
         attention_blocks(page.section("Attention"), attention)
     _curves(page.section("Training"), records)
     _data(page.section("Data"), data, result)
@@ -137,6 +139,17 @@ def write_report(
 
 def _title(model: str, result: Accuracy | None, split: str) -> str:
     return model if result is None else f"{model}: {_percent(result.top1)} on {split} images"
+
+
+def _ranked(ranking: Mapping[str, Any] | None, split: str, weights: str) -> str:
+    if not ranking:
+        return ""
+    score = ranking["mean_average_precision"]
+    return (
+        f"Pictures with several labels: {weights} reach a mean average precision of "
+        f"{'-' if score is None else _percent(score)} on {ranking['n']:,} {split} images "
+        f"(macro F1 {ranking['macro_f1']:.3f}). `vitrail evaluate` shows every class."
+    )
 
 
 def _lead(result: Accuracy | None, split: str, weights: str, labelled: bool) -> str:
@@ -189,6 +202,8 @@ def _only_validation(records: Sequence[Mapping[str, Any]]) -> str:
     return (
         "No accuracy of the final weights was measured. The last one on the validation images "
         f"is {_percent(last['top1'])} at step {last['step']:,}."
+        if "top1" in last
+        else "No figure of the final weights was measured."
     )
 
 

@@ -388,7 +388,7 @@ def test_odd_pictures_are_read_and_broken_ones_named(tmp_path):
     whole = (data / "b" / "turned.jpg").read_bytes()
     (data / "b" / "cut.jpg").write_bytes(whole[: len(whole) // 2])
     out = tmp_path / "out"
-    _, err = call("train", data, "--out", out, *QUICK, "--val-fraction", 0)
+    _, err = call("train", data, "--out", out, *QUICK, "--val-fraction", 0, "--max-corrupt", 0.2)
     assert "3 files cannot be read and will be left out" in err
     for name in ("zero.jpg", "text.jpg", "cut.jpg"):
         assert name in err

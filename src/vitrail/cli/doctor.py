@@ -72,6 +72,7 @@ def doctor(
     )
     _check_labels(data, splits)
     if write_clean is not None:
+        _check_list(write_clean, data, against)
         check_clean(write_clean, splits)
     other = None if against is None else _whole(against)
     opened = None if model is None else load_model(model).to(_device(device))
@@ -109,6 +110,12 @@ def doctor(
             print(f"top-1 on {what}: {100 * top1:.2f} % of {images:,} images")
         say_report(out)
     return 0
+
+
+def _check_list(clean: Path, *data: str | None) -> None:
+    read = [Path(spec) for spec in data if spec is not None and Path(spec).exists()]
+    if clean.exists() and any(clean.samefile(place) for place in read):
+        raise Error(f"--write-clean {clean} is the data, which stay as they are: give another")
 
 
 def _check_labels(data: str, splits: Mapping[str, Source]) -> None:

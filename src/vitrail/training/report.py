@@ -148,7 +148,7 @@ def _ranked(ranking: Mapping[str, Any] | None, split: str, weights: str) -> str:
     return (
         f"Pictures with several labels: {weights} reach a mean average precision of "
         f"{'-' if score is None else _percent(score)} on {ranking['n']:,} {split} images "
-        f"(macro F1 {ranking['macro_f1']:.3f}). `vitrail evaluate` shows every class."
+        f"(macro F1 {ranking['macro_f1']:.3f}). The verb evaluate shows every class."
     )
 
 

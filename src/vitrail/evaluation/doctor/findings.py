@@ -26,6 +26,7 @@ DARK, BRIGHT = 0.02, 0.98
 OUTLIER = 4.5  # robust deviations (of the log) from the median
 LEAST_FOR_OUTLIERS = 20
 IMBALANCE = 10.0
+NEAR_BY_NATURE = 0.1  # share of near duplicates from which on one has to doubt that they are some
 
 
 @dataclass(frozen=True)
@@ -193,10 +194,18 @@ class Findings:
                 else ""
             )
         )
-        for what, words in (("", "inside of a split"), ("splits", "across splits")):
-            said.append(self._count(what, words))
+        said.append(self._count("", "inside of a split"))
+        if len(self.splits) > 1:
+            said.append(self._count("splits", "across splits"))
         if self.other is not None:
             said.append(self._count("other", f"with {self.other.name}"))
+        near = {twins.b for twins in self.twins if not twins.pair.exact and twins.across != "other"}
+        if len(near) > NEAR_BY_NATURE * n:
+            said.append(
+                f"caution: {100 * len(near) / n:.0f} % of the pictures count as near duplicates, "
+                "so these pictures are probably alike by nature; look at some pairs before you "
+                "clean"
+            )
         if self.conflicts:
             said.append(
                 f"duplicates that disagree about their label: {len(self.conflicts):,} groups"

@@ -5,6 +5,7 @@ import io
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import time
@@ -387,7 +388,7 @@ def test_odd_pictures_are_read_and_broken_ones_named(tmp_path):
     whole = (data / "b" / "turned.jpg").read_bytes()
     (data / "b" / "cut.jpg").write_bytes(whole[: len(whole) // 2])
     out = tmp_path / "out"
-    _, err = call("train", data, "--out", out, *QUICK, "--val-fraction", 0)
+    _, err = call("train", data, "--out", out, *QUICK, "--val-fraction", 0, "--max-corrupt", 0.2)
     assert "3 files cannot be read and will be left out" in err
     for name in ("zero.jpg", "text.jpg", "cut.jpg"):
         assert name in err
@@ -525,3 +526,75 @@ def test_pictures_found_bad_while_training_are_named(photos, tmp_path):
     section = json.loads((out / "config.json").read_text())["vitrail"]
     assert list(section["skipped"]) == ["red/damaged.jpg"]
     assert "damaged.jpg" in (out / "report.html").read_text()
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["train"], "missing: DATA, --out"),
+        (["train", "x", "--out", "o", "--setps", 3], "no option --setps; did you mean --steps?"),
+        (["train", "x", "--out", "o", "--steps", "three"], "--steps cannot be 'three': it takes a"),
+        (["train", "x", "--out", "o", "--device", "tpu"], "'tpu': it is one of cpu, cuda"),
+        (["train", "x", "--out"], "--out needs a value"),
+        (["verify", "a", "b"], "no place for the word b"),
+        (["evaluate", "a", "b", "--sizes", "big"], "--sizes cannot be 'big'"),
+        (["models", "--layers"], "--layers shows one model"),
+        (["predict", "a"], "name the pictures"),
+    ],
+)
+def test_words_that_a_verb_does_not_take_are_one_sentence(words, sentence):
+    _, err = call(*words, status=2)
+    assert sentence in err
+
+
+def test_predict_never_writes_over_a_picture(model, photos, tmp_path):
+    picture = tmp_path / "a.png"
+    shutil.copy(next(photos.rglob("*.png")), picture)
+    before = picture.read_bytes()
+    _, err = call("predict", model, tmp_path, "--out", picture, status=2)
+    assert "is one of the pictures" in err
+    assert picture.read_bytes() == before
+    _, err = call("predict", model, picture, "--out", tmp_path / "new" / "a.csv", "--format", "csv")
+    assert "a.csv says what is on 1 picture" in err
+    assert (tmp_path / "new" / "a.csv").read_text().startswith("path,rank,label")
+
+
+@pytest.mark.parametrize("verb", ["evaluate", "doctor", "probe", "compare", "predict"])
+def test_a_place_that_cannot_be_written_is_refused_before_the_work(verb, model, photos, tmp_path):
+    (tmp_path / "file").write_text("mine")
+    inputs = {
+        "evaluate": [model, photos],
+        "doctor": [photos],
+        "probe": [photos, "--models", model],
+        "compare": [model, shutil.copytree(model, tmp_path / "other")],
+        "predict": [model, photos],
+    }[verb]
+    _, err = call(verb, *inputs, "--out", tmp_path / "file" / "page", status=2)
+    assert "cannot be used as --out" in err
+    if verb != "predict":
+        _, err = call(verb, *inputs, "--out", tmp_path / "file", status=2)
+        assert "is a file; --out needs a folder" in err
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+def test_pictures_with_several_labels_from_training_to_evaluation(photos, tmp_path):
+    pictures = sorted(photos.rglob("*.png"))
+    rows = ["path,labels"]
+    rows += [f"{p},{p.parent.name}|{'odd' if k % 2 else 'even'}" for k, p in enumerate(pictures)]
+    (tmp_path / "list.csv").write_text("\n".join(rows) + "\n")
+    run = tmp_path / "run"
+    words = ["--model", "vit_mu_patch8_32", "--steps", 3, "--batch-size", 8, "--val-fraction", 0.3]
+    out, err = call("train", tmp_path / "list.csv", "--out", run, *words)
+    assert "mean average precision" in out
+    assert "validation mean average precision" in err
+    (seen,) = records(run, "eval")[-1:]
+    assert 0 <= seen["mean_average_precision"] <= 1
+    (done,) = records(run, "done")
+    assert done["top1"] is None
+    assert done["metrics"]["val"]["n"] > 0
+    assert "mean average precision" in (run / "report.html").read_text()
+    again, err = call("train", tmp_path / "list.csv", "--out", run, *words)
+    assert "finished" in err
+    assert again.splitlines()[0] == out.splitlines()[0]
+    found = json.loads(call("evaluate", run, tmp_path / "list.csv", "--json")[0])
+    assert found["n"] == len(pictures)

@@ -1,6 +1,6 @@
 """The command line: one file a verb, each importing its work only when it is called.
 
-This is the one place that knows tyro. Results go to stdout, everything else to stderr. Exit status:
+Results go to stdout, everything else to stderr. Exit status:
 0 done; 2 the user's error, in one line; 3 a gate refused; 130 after Ctrl-C, with everything
 saved; 1 is a bug of ours.
 """
@@ -27,6 +27,7 @@ from vitrail.cli.doctor import doctor
 from vitrail.cli.evaluate import evaluate
 from vitrail.cli.export import export
 from vitrail.cli.models import models
+from vitrail.cli.parse import parsed
 from vitrail.cli.plan import plan
 from vitrail.cli.predict import predict
 from vitrail.cli.probe import probe
@@ -79,7 +80,8 @@ def main(words: Sequence[str] | None = None) -> int:
         if argv[0] not in VERBS:
             near = did_you_mean(argv[0], VERBS) or f"; the verbs are {', '.join(VERBS)}"
             raise Error(f"there is no verb {argv[0]!r}{near}")
-        return _call(argv[0], VERBS[argv[0]], argv[1:])
+        call = parsed(VERBS[argv[0]], argv[0], arguments.gathered(argv[1:]))
+        return call()
     except Error as error:
         if debug:
             raise
@@ -100,17 +102,6 @@ def main(words: Sequence[str] | None = None) -> int:
         if not debug:
             print("this is a bug in Vitrail: please report it with these lines", file=sys.stderr)
         raise
-
-
-def _call(name: str, verb: Callable[..., int], argv: list[str]) -> int:
-    import tyro
-
-    return tyro.cli(
-        verb,
-        prog=f"vitrail {name}",
-        args=arguments.gathered(argv),
-        config=(tyro.conf.FlagCreatePairsOff,),
-    )
 
 
 def _first_line(verb: Callable[..., int]) -> str:

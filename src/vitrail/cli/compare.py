@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 from vitrail import __version__
 from vitrail.cli.arguments import arg
-from vitrail.cli.output import print_json, print_rows
+from vitrail.cli.output import check_out, print_json, print_rows
 
 
 def compare(
@@ -36,11 +36,9 @@ def compare(
     opened = open_runs(runs)
     if any(out.resolve() == run.folder.resolve() for run in opened):
         raise Error(f"--out {out} is one of the runs: give a folder of its own")
+    check_out(out)
     found: dict[str, Any] = {**work(opened), "report": str(out / "compare.html")}
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise Error(f"{out} cannot be used as --out: {error.strerror}") from None
+    out.mkdir(parents=True, exist_ok=True)
     write_text_whole(out / "compare.json", dumps(found, ensure_ascii=False, indent=1))
     write_comparison(out / "compare.html", opened, footer=f"Vitrail {__version__}")
     if json:

@@ -18,10 +18,11 @@ def demo(
     """Train a small Vision Transformer on 10,000 pictures of clothes, and use it; a few minutes.
 
     Example: vitrail demo --out runs/demo
+
     Example: vitrail demo --as-folder fashion/
 
     Args:
-        out: Where the model and its report go.
+        out: Where the model and its report go; vitrail-demo here by default.
         as_folder: Only write the pictures there, as a folder to train on.
         seed: Of the run.
         overwrite: Replace the run that --out holds.

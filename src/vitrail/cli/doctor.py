@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from vitrail import __version__
 from vitrail.cli.arguments import again, arg
-from vitrail.cli.output import print_json
+from vitrail.cli.output import check_out, print_json, say_report
 from vitrail.cli.progress import Progress
 from vitrail.kit.errors import Error
 
@@ -62,7 +62,7 @@ def doctor(
     from vitrail.evaluation.doctor.clean import write_clean as write_list
     from vitrail.weights.folder import load_model
 
-    _check(data, out)
+    check_out(out, data)
     splits = open_splits(
         data,
         least_classes=1,
@@ -72,6 +72,7 @@ def doctor(
     )
     _check_labels(data, splits)
     if write_clean is not None:
+        _check_list(write_clean, data, against)
         check_clean(write_clean, splits)
     other = None if against is None else _whole(against)
     opened = None if model is None else load_model(model).to(_device(device))
@@ -89,6 +90,7 @@ def doctor(
             model_labels=None if opened is None else opened.labels,
             threads=threads,
             progress=lambda done, total: progress("reading pictures", done, total),
+            comparing=lambda done, total: progress("comparing pictures", done, total),
         )
         accuracy = [] if opened is None else _accuracy(opened, splits, found, progress)
     result = found.to_json()
@@ -106,18 +108,14 @@ def doctor(
         print("\n".join(found.lines()))
         for what, top1, images in accuracy:
             print(f"top-1 on {what}: {100 * top1:.2f} % of {images:,} images")
-        if out is not None:
-            print(f"report {out / 'report.html'}")
+        say_report(out)
     return 0
 
 
-def _check(data: str, out: Path | None) -> None:
-    if out is None:
-        return
-    if (out / "config.json").exists() or (out / "checkpoints").exists():
-        raise Error(f"{out} holds a model with a report of its own: give another --out")
-    if Path(data).is_dir() and out.resolve().is_relative_to(Path(data).resolve()):
-        raise Error(f"--out {out} lies inside the data, which stay as they are: give another")
+def _check_list(clean: Path, *data: str | None) -> None:
+    read = [Path(spec) for spec in data if spec is not None and Path(spec).exists()]
+    if clean.exists() and any(clean.samefile(place) for place in read):
+        raise Error(f"--write-clean {clean} is the data, which stay as they are: give another")
 
 
 def _check_labels(data: str, splits: Mapping[str, Source]) -> None:

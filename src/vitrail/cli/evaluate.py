@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from vitrail import __version__
 from vitrail.cli.arguments import arg
-from vitrail.cli.output import print_json, print_rows
+from vitrail.cli.output import check_out, print_json, print_rows, say_report
 from vitrail.kit.errors import Error, listing
 
 if TYPE_CHECKING:
@@ -106,8 +106,7 @@ def evaluate(
     from vitrail.evaluation.corruptions import check_names
     from vitrail.kit.devices import pick_device
 
-    if out is not None:
-        _check_evaluation_folder(out, data)
+    check_out(out, data)
     options = {
         "classes": classes,
         "image_column": image_column,
@@ -147,6 +146,7 @@ def evaluate(
         print_json(findings.to_json())
     else:
         _print_findings(findings)
+        say_report(out)
     return 0
 
 
@@ -195,15 +195,8 @@ def _multi_label(
         print_json(result.to_json())
     else:
         _print_multi_label(result)
+        say_report(out)
     return 0
-
-
-def _check_evaluation_folder(out: Path, data: str) -> None:
-    """Refuse a folder where a page would take the place of something else."""
-    if (out / "config.json").exists() or (out / "checkpoints").exists():
-        raise Error(f"{out} holds a model with a report of its own: give another --out")
-    if Path(data).is_dir() and out.resolve().is_relative_to(Path(data).resolve()):
-        raise Error(f"--out {out} lies inside the data, which stay as they are: give another")
 
 
 def _write_evaluation(
@@ -246,7 +239,7 @@ def _print_findings(findings: Findings) -> None:
     print("" if findings.auroc is None else f"   AUROC {findings.auroc:.3f}")
     before = findings.calibration.before
     how = f"temperature {served.temperature:.3f}" if findings.calibration.after else ""
-    was = f" (without it {100 * before.ece:.1f} %)" if how else ""
+    was = f" ({100 * before.ece:.1f} % without the temperature)" if how else ""
     print(
         f"calibration error {100 * served.ece:.1f} %{was}   NLL {served.nll:.3f}   "
         f"Brier {served.brier:.3f}   {how}".rstrip()

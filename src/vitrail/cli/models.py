@@ -6,6 +6,7 @@ from typing import Annotated
 
 from vitrail.cli.arguments import arg
 from vitrail.cli.output import print_json, print_rows
+from vitrail.kit.errors import Error
 
 
 def models(
@@ -18,6 +19,7 @@ def models(
     """List the models, or show one layer by layer.
 
     Example: vitrail models 'vit_base*'
+
     Example: vitrail models vit_base_patch16_224 --layers
 
     Args:
@@ -27,6 +29,8 @@ def models(
     """
     from vitrail.models import catalog
 
+    if layers and pattern == "*":
+        raise Error("--layers shows one model: name it, as in `vitrail models B/16 --layers`")
     if layers:
         rows = catalog.layer_rows(pattern)
         print_json(rows) if json else print_rows(catalog.LAYER_COLUMNS, rows)

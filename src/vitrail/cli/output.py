@@ -1,10 +1,15 @@
-"""What the verbs share in saying their results: JSON or a table on stdout."""
+"""What the verbs share in giving their results: JSON or a table on stdout, a folder of pages."""
 
 from __future__ import annotations
 
+import contextlib
 import json
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Any
+
+from vitrail.kit.errors import Error
 
 
 def print_json(value: Any) -> None:
@@ -23,6 +28,59 @@ def print_rows(columns: dict[str, str], rows: Sequence[dict[str, Any]]) -> None:
             for cell, width, form in zip(row, widths, columns.values(), strict=True)
         ]
         print("  ".join(padded).rstrip())
+
+
+def check_out(out: Path | None, data: str | None = None) -> None:
+    """Refuse, before any work, a folder that a page cannot go into; nothing is left behind.
+
+    Raises:
+        Error: it is a file, holds a model, lies inside the data, or cannot be written into.
+    """
+    if out is None:
+        return
+    if out.exists() and not out.is_dir():
+        raise Error(f"{out} is a file; --out needs a folder")
+    if (out / "config.json").exists() or (out / "checkpoints").exists():
+        raise Error(f"{out} holds a model with a report of its own: give another --out")
+    inside = data is not None and Path(data).is_dir()
+    if inside and out.resolve().is_relative_to(Path(str(data)).resolve()):
+        raise Error(f"--out {out} lies inside the data, which stay as they are: give another")
+    _try(out, out)
+
+
+def check_out_file(out: Path | None, inputs: Iterable[Path]) -> None:
+    """Refuse, before any work, a file that cannot be written, or that is one of the inputs.
+
+    Raises:
+        Error: it is a folder, one of the pictures, or cannot be written.
+    """
+    if out is None:
+        return
+    if out.is_dir():
+        raise Error(f"{out} is a folder; --out needs a file")
+    if out.exists() and any(path.exists() and path.samefile(out) for path in inputs):
+        raise Error(f"--out {out} is one of the pictures, which stay as they are: give another")
+    _try(out.parent, out)
+
+
+def _try(folder: Path, out: Path) -> None:
+    """See that a folder can be made and written into, and leave all as it was."""
+    missing = [place for place in (folder, *folder.parents) if not place.exists()]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError as error:
+        raise Error(f"{out} cannot be used as --out: {error.strerror}") from None
+    finally:
+        for place in missing:
+            with contextlib.suppress(OSError):
+                place.rmdir()
+
+
+def say_report(out: Path | None) -> None:
+    """Where the page is, as a verb's last line."""
+    if out is not None:
+        print(f"report {out / 'report.html'}")
 
 
 def _cell(value: Any, form: str) -> str:

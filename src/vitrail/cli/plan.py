@@ -36,7 +36,9 @@ def plan(
     """Say what training takes: memory, time and compute, and the micro-batch that fits.
 
     Example: vitrail plan B/16 --batch-size 512 --precision bf16 --device rtx4090
+
     Example: vitrail plan L/16 --device h100 --precision bf16 --batch-size 4096 --gpus 8 64 1024
+
     Example: vitrail plan Ti/16 S/16 --image-size 96 128 --measure --batch-size 8
 
     Args:
@@ -233,7 +235,8 @@ def _show_scale(one: Plan, rows: list[dict[str, Any]]) -> None:
 
 
 def _gib(size: float) -> str:
-    return f"{size / 2**30:.2f} GiB"
+    small = size < 2**30 / 10
+    return f"{size / 2**20:.1f} MiB" if small else f"{size / 2**30:.2f} GiB"
 
 
 def _mib(size: int | None) -> float:

@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 from vitrail.cli.arguments import arg
+from vitrail.cli.output import check_out_file
+from vitrail.kit.errors import Error
 
 
 def predict(
@@ -40,12 +42,19 @@ def predict(
     from vitrail.serving.classifier import Classifier
     from vitrail.serving.predict import find_images, predictions, write_table
 
+    if not images:
+        raise Error("name the pictures: files, folders of them or quoted globs")
     paths = find_images(images)
+    check_out_file(out, paths)
     classify = Classifier(source, batch_size=batch_size, device=device, which=which, name=model)
+    if out is not None:
+        out.parent.mkdir(parents=True, exist_ok=True)
     failed = write_table(predictions(classify, paths, top), format, out)
     if failed == len(paths):
         print(f"error: none of the {failed} pictures could be read", file=sys.stderr)
         return 2
     if failed:
         print(f"{failed} of {len(paths)} pictures could not be read", file=sys.stderr)
+    if out is not None:
+        print(f"{out} says what is on {len(paths) - failed:,} pictures", file=sys.stderr)
     return 0

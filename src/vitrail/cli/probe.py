@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from vitrail import __version__
 from vitrail.cli.arguments import again, arg
-from vitrail.cli.output import print_json, print_rows
+from vitrail.cli.output import check_out, print_json, print_rows, say_report
 from vitrail.cli.progress import Progress
-from vitrail.kit.errors import Error
+from vitrail.kit.errors import Error, listing
 
 if TYPE_CHECKING:
     from vitrail.data.sources import Source
@@ -78,7 +78,7 @@ def probe(
     from vitrail.kit.devices import pick_device
     from vitrail.recipes.transfer import finetune_epochs
 
-    _check(data, out, models, weights, seeds)
+    _check(data, out, models, weights, seeds, shots)
     target = pick_device(device)
     columns = {"classes": classes, "image_column": image_column, "label_column": label_column}
     train, test, measured_on = _pictures(data, split, columns)
@@ -122,6 +122,7 @@ def probe(
         print_json(report.to_json() | {"measured_on": measured_on, "epochs": settings.epochs})
     else:
         _print(report, measured_on, settings.epochs)
+        say_report(out)
     return 0
 
 
@@ -132,7 +133,12 @@ RANDOM = (
 
 
 def _check(
-    data: str, out: Path | None, models: tuple[str, ...], weights: tuple[str, ...], seeds: int
+    data: str,
+    out: Path | None,
+    models: tuple[str, ...],
+    weights: tuple[str, ...],
+    seeds: int,
+    shots: tuple[int, ...],
 ) -> None:
     if not models:
         raise Error("--models needs at least one model")
@@ -141,13 +147,10 @@ def _check(
             f"{len(weights)} weights for {len(models)} models: give one for each, in their order"
         )
     if seeds < 1:
-        raise Error(f"seeds is at least 1, not {seeds}")
-    if out is None:
-        return
-    if (out / "config.json").exists() or (out / "checkpoints").exists():
-        raise Error(f"{out} holds a model with a report of its own: give another --out")
-    if Path(data).is_dir() and out.resolve().is_relative_to(Path(data).resolve()):
-        raise Error(f"--out {out} lies inside the data, which stay as they are: give another")
+        raise Error(f"--seeds is at least 1, not {seeds}")
+    if not shots or min(shots) < 1:
+        raise Error(f"--shots are images a class, at least 1, not {listing(list(map(str, shots)))}")
+    check_out(out, data)
 
 
 def _pictures(data: str, split: str | None, columns: dict[str, Any]) -> tuple[Source, Source, str]:

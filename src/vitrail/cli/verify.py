@@ -60,10 +60,9 @@ def verify(
             for c in verdict.checks
         ]
         print_rows(columns, rows)
-    for check in verdict.failures:
-        print(
-            f"refused: {verdict.path}/{check.file}: {check.name}: {check.detail}", file=sys.stderr
-        )
+    for failed in verdict.failures:
+        said = f"{failed.file}: {failed.name}: {failed.detail}"
+        print(f"refused: {verdict.path}/{said}", file=sys.stderr)
     return 0 if verdict.passed else REFUSED
 
 

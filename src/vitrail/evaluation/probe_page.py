@@ -38,7 +38,7 @@ def write_page(
     best = max(report.rows, key=lambda row: (not row.untrained, row.linear.mean))
     page = Page(
         f"Probe of {data}",
-        lead=report.recommendation,
+        lead=report.recommendation.replace("+/-", "\N{PLUS-MINUS SIGN}"),
         headline=_headline(best, report),
         footer=footer,
     )
@@ -104,7 +104,7 @@ def _accuracies(section: Section, report: Report, measured_on: str) -> None:
     columns = ("model", "pixels", f"{most}-shot", "kNN", "linear", "95 % interval of linear")
     section.table(columns, rows, caption=f"Accuracy on {measured_on}.")
     section.text(
-        "The models themselves are not trained: their features are, once, taken as they are. "
+        "Nothing of the models is trained: their features are taken once, as they are. "
         "Fine-tuning usually ends above the linear head."
     )
 

@@ -233,3 +233,25 @@ def test_a_model_judges_labels(tmp_path):
     assert found["labels"][0]["label"] == "light"
     assert found["labels"][0]["suggested"] == "dark"
     assert [entry["on"] for entry in found["accuracy"]] == ["test", "test, cleaned"]
+
+
+def test_pictures_that_are_alike_by_nature_are_a_reason_to_doubt(tmp_path):
+    numbers = np.random.default_rng(0)
+    pattern = numbers.integers(0, 255, (32, 32)).astype(np.int16)
+    for label in "ab":
+        (tmp_path / "data" / label).mkdir(parents=True)
+        for i in range(10):
+            pixels = np.clip(pattern + numbers.integers(-9, 9, pattern.shape), 0, 255)
+            Image.fromarray(pixels.astype(np.uint8)).save(tmp_path / "data" / label / f"{i}.png")
+    said, _ = call("doctor", tmp_path / "data")
+    assert "caution: 95 % of the pictures count as near duplicates" in said
+    assert "across splits" not in said
+
+
+def test_the_clean_list_never_takes_the_place_of_the_data(folder, tmp_path):
+    clean = tmp_path / "list.csv"
+    call("doctor", folder, "--write-clean", clean)
+    before = clean.read_bytes()
+    _, err = call("doctor", clean, "--write-clean", clean, status=2)
+    assert "is the data" in err
+    assert clean.read_bytes() == before

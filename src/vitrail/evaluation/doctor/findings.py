@@ -26,6 +26,7 @@ DARK, BRIGHT = 0.02, 0.98
 OUTLIER = 4.5  # robust deviations (of the log) from the median
 LEAST_FOR_OUTLIERS = 20
 IMBALANCE = 10.0
+NEAR_BY_NATURE = 0.1  # share of near duplicates from which on one has to doubt that they are some
 
 
 @dataclass(frozen=True)
@@ -193,10 +194,18 @@ class Findings:
                 else ""
             )
         )
-        for what, words in (("", "inside of a split"), ("splits", "across splits")):
-            said.append(self._count(what, words))
+        said.append(self._count("", "inside of a split"))
+        if len(self.splits) > 1:
+            said.append(self._count("splits", "across splits"))
         if self.other is not None:
             said.append(self._count("other", f"with {self.other.name}"))
+        near = {twins.b for twins in self.twins if not twins.pair.exact and twins.across != "other"}
+        if len(near) > NEAR_BY_NATURE * n:
+            said.append(
+                f"caution: {100 * len(near) / n:.0f} % of the pictures count as near duplicates, "
+                "so these pictures are probably alike by nature; look at some pairs before you "
+                "clean"
+            )
         if self.conflicts:
             said.append(
                 f"duplicates that disagree about their label: {len(self.conflicts):,} groups"
@@ -234,6 +243,7 @@ def examine(
     model_labels: Sequence[str] | None = None,
     threads: int | None = None,
     progress: Progress | None = None,
+    comparing: Progress | None = None,
 ) -> Findings:
     """Look at a data set.
 
@@ -244,6 +254,7 @@ def examine(
         model_labels: the class names of the model that they come from, to compare their order.
         threads: that decode.
         progress: called with (pictures done, pictures in all) while they are read.
+        comparing: called with (pictures done, in all) while duplicates are looked for.
 
     Raises:
         Error: there is nothing to look at.
@@ -265,7 +276,7 @@ def examine(
         if name != "other":
             counts = np.bincount(source.labels, minlength=len(source.classes))
             found.counts[name] = dict(zip(source.classes, counts.tolist(), strict=True))
-    _find_twins(found, splits, against)
+    _find_twins(found, splits, against, comparing)
     found.order = _order(splits, model_labels)
     found.odd = [odd for name in splits for odd in _odd(name, prints[name])]
     if features is not None:
@@ -285,10 +296,15 @@ def joined(prints: Sequence[Prints]) -> Prints:
     )
 
 
-def _find_twins(found: Findings, splits: Mapping[str, Source], against: Source | None) -> None:
+def _find_twins(
+    found: Findings,
+    splits: Mapping[str, Source],
+    against: Source | None,
+    progress: Progress | None,
+) -> None:
     whole = joined([found.prints[name] for name in splits])
     places = [Place(name, i) for name, source in splits.items() for i in range(len(source))]
-    inside = duplicates(whole)
+    inside = duplicates(whole, progress=progress)
     for pair in inside:
         a, b = places[pair.a], places[pair.b]
         found.twins.append(Twins(a, b, pair, "" if a.split == b.split else "splits"))
@@ -297,7 +313,7 @@ def _find_twins(found: Findings, splits: Mapping[str, Source], against: Source |
         if len({found.label(place) for place in members}) > 1:
             found.conflicts.append(members)
     if against is not None:
-        for pair in duplicates(whole, found.prints["other"]):
+        for pair in duplicates(whole, found.prints["other"], progress):
             found.twins.append(Twins(places[pair.a], Place("other", pair.b), pair, "other"))
     found.twins.sort(key=lambda t: (not t.pair.exact, t.across, -t.pair.score))
 

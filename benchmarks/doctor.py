@@ -147,7 +147,7 @@ def main() -> None:
         test, samples = Files("test", every[2000:], [0] * 1000, ("x",)), []
     print(f"{len(train):,} + {len(samples)} pictures, 500 planted, seed {args.seed}")
     data, truth = plant(train, samples, args.seed, 500)
-    figures = score(duplicates(look(data)), truth, len(train) + len(samples))
+    figures = score(duplicates(look(data)).pairs, truth, len(train) + len(samples))
     for name, value in figures.items():
         print(f"  {name:<14} {100 * value:6.2f} %")
     ratios = {name: figures[name] / asked for name, asked in ASKED.items()}
@@ -156,7 +156,7 @@ def main() -> None:
     began = time.perf_counter()
     prints, theirs = look(train), look(test)
     read = time.perf_counter() - began
-    across = duplicates(prints, theirs)
+    across = duplicates(prints, theirs).pairs
     seconds = time.perf_counter() - began
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     print(
@@ -164,7 +164,7 @@ def main() -> None:
         f"({read:.1f} s of it to read), peak {peak:.2f} GB with everything above"
     )
     began = time.perf_counter()
-    inside = duplicates(prints)
+    inside = duplicates(prints).pairs
     print(f"inside of {len(train):,}: {len(inside)} pairs in {time.perf_counter() - began:.1f} s")
     ratios["train_against_test"] = SECONDS / seconds
     if args.model:

@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 
 from tests.evaluation.doctor.planting import KINDS, changed, encoded, scene
-from vitrail.data.examples import Source
+from vitrail.data.examples import ArraySource, Source
 from vitrail.evaluation.doctor.duplicates import aligned, detail_of, duplicates, groups, unit
 from vitrail.evaluation.doctor.prints import look
 
@@ -31,7 +31,7 @@ SCENES = [encoded(scene(seed)) for seed in range(60)]
 def test_every_kind_is_found_and_nothing_else():
     planted = [changed(SCENES[i], KINDS[i % len(KINDS)]) for i in range(48)]
     prints = look(Files([*SCENES, *planted]), threads=1)
-    found = duplicates(prints)
+    found = duplicates(prints).pairs
     assert [(pair.a, pair.b) for pair in found] == [(i, 60 + i) for i in range(48)]
     for pair in found:
         kind = KINDS[pair.a % len(KINDS)]
@@ -42,7 +42,7 @@ def test_every_kind_is_found_and_nothing_else():
 
 def test_between_two_sets():
     planted = [changed(SCENES[i], KINDS[i % len(KINDS)]) for i in range(12)]
-    found = duplicates(look(Files(SCENES), threads=1), look(Files(planted), threads=1))
+    found = duplicates(look(Files(SCENES), threads=1), look(Files(planted), threads=1)).pairs
     assert [(pair.a, pair.b) for pair in found] == [(i, i) for i in range(12)]
 
 
@@ -55,13 +55,13 @@ def test_a_horizon_is_no_duplicate():
     prints = look(Files([landscape(seed) for seed in range(12)]), threads=1)
     flat = np.asarray(prints.thumbs, np.float32).reshape(12, -1)
     assert np.corrcoef(flat).min() > 0.95  # alike they are
-    assert duplicates(prints) == []
+    assert duplicates(prints).pairs == []
 
 
 def test_every_pair_of_a_group_is_listed():
     one = SCENES[0]
     family = [one, one, changed(one, "half"), changed(one, "recompressed")]
-    found = duplicates(look(Files([*family, SCENES[1]]), threads=1))
+    found = duplicates(look(Files([*family, SCENES[1]]), threads=1)).pairs
     assert {(p.a, p.b) for p in found} == {(a, b) for a in range(4) for b in range(a + 1, 4)}
     assert groups(5, found) == [[0, 1, 2, 3]]
 
@@ -103,7 +103,7 @@ def test_unreadable_pictures_are_named_and_are_no_duplicates():
     files = [SCENES[0], b"no picture", b"no picture", SCENES[0][:100]]
     prints = look(Files(files), threads=1)
     assert [key for key, _ in prints.unreadable] == ["1.jpg", "2.jpg", "3.jpg"]
-    assert duplicates(prints) == []
+    assert duplicates(prints).pairs == []
 
 
 @pytest.mark.parametrize("threads", [1, 3])
@@ -113,3 +113,19 @@ def test_prints_do_not_depend_on_threads(threads):
     assert (prints.thumbs == again.thumbs).all()
     assert (prints.digests == again.digests).all()
     assert prints.sizes.tolist() == [[96, 72]] * 20
+
+
+def test_clothes_are_no_duplicates_of_each_other():
+    """Where everything resembles everything, only what is nearly the same counts."""
+    from vitrail.data import fashion
+
+    source = fashion.load()["test"]
+    images = source.arrays(np.arange(1500))
+    planted = images[:40].astype(int) + np.random.default_rng(0).integers(-3, 4, images[:40].shape)
+    every = np.concatenate([images, np.clip(planted, 0, 255).astype(np.uint8)])
+    prints = look(ArraySource(every, np.zeros(len(every), int), ["x"]), threads=1)
+    found = duplicates(prints)
+    assert found.level > 0
+    pairs = {(pair.a, pair.b) for pair in found.pairs}
+    assert len({(i, 1500 + i) for i in range(40)} & pairs) >= 36
+    assert len(pairs) < 1500

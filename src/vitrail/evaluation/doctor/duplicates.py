@@ -22,12 +22,37 @@ from torch.nn.functional import avg_pool2d
 from vitrail.evaluation.doctor.prints import SIDE, Prints
 
 COARSE, FINE = 8, 16
-COARSE_DETAIL, COARSE_WHOLE = 0.78, 0.88  # correlations that a pair must reach to be looked at
-WHOLE, DETAIL = 0.955, 0.88  # ... and to be a duplicate
 CROPS = (0.025, 0.05, 0.075, 0.1)  # of a side, taken away in all
 PRODUCT = 2**26  # numbers of the product that are held at a time: 256 MB
 GROUP = 64  # near duplicates in a group up to which all of its pairs are listed
 _FLAT = 0.5  # grey levels: variation below this counts as none
+
+
+@dataclass(frozen=True)
+class Level:
+    """How alike two pictures have to be; correlations.
+
+    Attributes:
+        coarse_detail, coarse_whole: to be laid over each other at all.
+        whole, detail: to be duplicates then.
+    """
+
+    coarse_detail: float
+    coarse_whole: float
+    whole: float
+    detail: float
+
+
+# Where most pictures resemble others (clothes on a plain ground, scans of forms), the first level
+# would call them all duplicates. Then the next one is taken, until there are few pairs; a crop is not recognised any more at the last two.
+LEVELS = (
+    Level(0.78, 0.88, 0.955, 0.88),
+    Level(0.92, 0.95, 0.98, 0.95),
+    Level(0.97, 0.98, 0.99, 0.975),
+    Level(0.99, 0.992, 0.996, 0.99),
+)
+MANY_CANDIDATES = 20  # pairs a picture that are looked at
+MANY_PAIRS = 0.25  # near pairs a picture, in sets of a thousand and more
 
 
 @dataclass(frozen=True, order=True)
@@ -48,11 +73,24 @@ class Pair:
     mirrored: bool = False
 
 
+@dataclass(frozen=True)
+class Duplicates:
+    """What was found.
+
+    Attributes:
+        pairs: sorted by their places.
+        level: which of `LEVELS` near duplicates had to reach; 0 where pictures are unlike enough.
+    """
+
+    pairs: list[Pair]
+    level: int
+
+
 def duplicates(
     prints: Prints,
     against: Prints | None = None,
     progress: Callable[[int, int], None] | None = None,
-) -> list[Pair]:
+) -> Duplicates:
     """The pairs of duplicates inside of a set, or between two sets.
 
     Every pair of a group is listed: if a is like b, and b like c, then a and c are a pair too
@@ -65,11 +103,20 @@ def duplicates(
     """
     exact = list(_exact(prints, against))
     known = {(pair.a, pair.b) for pair in exact}
-    near = [pair for pair in _near(prints, against, progress) if (pair.a, pair.b) not in known]
-    found = exact + near
+    near: list[Pair] = []
+    number = 0
+    for number, level in enumerate(LEVELS):
+        found = _near(prints, against, level, number == len(LEVELS) - 1, progress)
+        if found is None:
+            continue
+        near = [pair for pair in found if (pair.a, pair.b) not in known]
+        smaller = len(prints) if against is None else min(len(prints), len(against))
+        if len(near) <= MANY_PAIRS * max(1000, smaller):
+            break
+    every = exact + near
     if against is None:
-        found += _completed(prints, found)
-    return sorted(found)
+        every += _completed(prints, every)
+    return Duplicates(sorted(every), number)
 
 
 def _exact(prints: Prints, against: Prints | None) -> Iterator[Pair]:
@@ -87,26 +134,39 @@ def _exact(prints: Prints, against: Prints | None) -> Iterator[Pair]:
 
 
 def _near(
-    prints: Prints, against: Prints | None, progress: Callable[[int, int], None] | None
-) -> Iterator[Pair]:
+    prints: Prints,
+    against: Prints | None,
+    level: Level,
+    last: bool,
+    progress: Callable[[int, int], None] | None,
+) -> list[Pair] | None:
+    """Near duplicates at a level; None where it lets through too many to be looked at."""
     other = prints if against is None else against
+    limit = MANY_CANDIDATES * max(1000, len(prints) + (0 if against is None else len(against)))
+    found: list[Pair] = []
     for mirrored in (False, True):
-        places = list(_candidates(prints, other, against is None, mirrored, progress))
+        places, count = [], 0
+        for some in _candidates(prints, other, level, against is None, mirrored, progress):
+            places.append(some)
+            count += len(some)
+            if count > limit and not last:
+                return None
         if not places:
             continue
-        pairs = torch.cat(places)
-        for part in pairs.split(4096):
+        for part in torch.cat(places).split(4096):
             a = torch.from_numpy(prints.thumbs[part[:, 0].numpy()]).float()
             b = torch.from_numpy(other.thumbs[part[:, 1].numpy()]).float()
             whole, detail = aligned(a, b.flip(-1) if mirrored else b)
-            same = (whole >= WHOLE) & (detail >= DETAIL)
+            same = (whole >= level.whole) & (detail >= level.detail)
             for (i, j), score in zip(part[same].tolist(), whole[same].tolist(), strict=True):
-                yield Pair(i, j, False, round(min(score, 1.0), 4), mirrored)
+                found.append(Pair(i, j, False, round(min(score, 1.0), 4), mirrored))
+    return found
 
 
 def _candidates(
     prints: Prints,
     other: Prints,
+    level: Level,
     within: bool,
     mirrored: bool,
     progress: Callable[[int, int], None] | None,
@@ -118,12 +178,12 @@ def _candidates(
     for start in range(0, n, block):
         first = start if within else 0  # inside of a set each pair is looked at once
         product = detail[start : start + block] @ their_detail[first:].T
-        rows, columns = torch.where(product > COARSE_DETAIL)
+        rows, columns = torch.where(product > level.coarse_detail)
         rows, columns = rows + start, columns + first
         if within:  # a picture that is its own mirror image is no pair
             later = columns > rows
             rows, columns = rows[later], columns[later]
-        alike = (whole[rows] * their_whole[columns]).sum(-1) > COARSE_WHOLE
+        alike = (whole[rows] * their_whole[columns]).sum(-1) > level.coarse_whole
         if alike.any():
             yield torch.stack([rows[alike], columns[alike]], -1)
         if progress is not None:

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from vitrail.data.sources import Source
-from vitrail.evaluation.doctor.duplicates import Pair, duplicates, groups
+from vitrail.evaluation.doctor.duplicates import LEVELS, Pair, duplicates, groups
 from vitrail.evaluation.doctor.labels import folds_of, out_of_fold, suspects
 from vitrail.evaluation.doctor.prints import Prints, Progress, look
 from vitrail.evaluation.features import Features
@@ -81,6 +81,7 @@ class Findings:
         odd: pictures that stand out.
         suspects: labels that are probably wrong, the surest first.
         out_of_fold: accuracy of the predictions that `suspects` come from; None without a model.
+        level: how strict the search for near duplicates had to be (`duplicates.LEVELS`).
     """
 
     splits: Mapping[str, Source]
@@ -94,6 +95,7 @@ class Findings:
     odd: list[Odd] = field(default_factory=list)
     suspects: list[Suspect] = field(default_factory=list)
     out_of_fold: float | None = None
+    level: int = 0
 
     def key(self, place: Place) -> str:
         """A picture's name; those of the other set begin with ``other:``."""
@@ -200,6 +202,11 @@ class Findings:
         if self.other is not None:
             said.append(self._count("other", f"with {self.other.name}"))
         near = {twins.b for twins in self.twins if not twins.pair.exact and twins.across != "other"}
+        if self.level:
+            said.append(
+                "these pictures resemble each other so much that only those count as near "
+                f"duplicates that agree to {LEVELS[self.level].whole:g}; crops are not recognised"
+            )
         if len(near) > NEAR_BY_NATURE * n:
             said.append(
                 f"caution: {100 * len(near) / n:.0f} % of the pictures count as near duplicates, "
@@ -304,7 +311,8 @@ def _find_twins(
 ) -> None:
     whole = joined([found.prints[name] for name in splits])
     places = [Place(name, i) for name, source in splits.items() for i in range(len(source))]
-    inside = duplicates(whole, progress=progress)
+    looked = duplicates(whole, progress=progress)
+    inside, found.level = looked.pairs, looked.level
     for pair in inside:
         a, b = places[pair.a], places[pair.b]
         found.twins.append(Twins(a, b, pair, "" if a.split == b.split else "splits"))
@@ -313,7 +321,9 @@ def _find_twins(
         if len({found.label(place) for place in members}) > 1:
             found.conflicts.append(members)
     if against is not None:
-        for pair in duplicates(whole, found.prints["other"], progress):
+        looked = duplicates(whole, found.prints["other"], progress)
+        found.level = max(found.level, looked.level)
+        for pair in looked.pairs:
             found.twins.append(Twins(places[pair.a], Place("other", pair.b), pair, "other"))
     found.twins.sort(key=lambda t: (not t.pair.exact, t.across, -t.pair.score))
 

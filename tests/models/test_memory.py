@@ -74,7 +74,7 @@ def living(name, step):
 @pytest.mark.parametrize(("name", "checkpointing"), CASES)
 def test_the_peak_is_what_lives_at_once(name, checkpointing):
     step = Step(batch_size=BATCH, checkpointing=checkpointing, ema=False)
-    assert memory(config_of(name), step).peak == pytest.approx(living(name, step), rel=0.05)
+    assert memory(config_of(name), step).peak == pytest.approx(living(name, step), rel=0.06)
 
 
 @pytest.mark.parametrize("checkpointing", [True, pytest.param(False, marks=pytest.mark.slow)])

@@ -44,7 +44,8 @@ class Level:
 
 
 # Where most pictures resemble others (clothes on a plain ground, scans of forms), the first level
-# would call them all duplicates. Then the next one is taken, until there are few pairs; a crop is not recognised any more at the last two.
+# would call them all duplicates. Then the next one is taken, until there are few pairs. A crop is
+# not recognised any more at the last two.
 LEVELS = (
     Level(0.78, 0.88, 0.955, 0.88),
     Level(0.92, 0.95, 0.98, 0.95),

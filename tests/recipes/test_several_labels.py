@@ -57,6 +57,15 @@ def test_a_run_is_watched_and_measured_by_mean_average_precision(tmp_path, pictu
         assert again[name] == pytest.approx(figures[name], rel=1e-5)
     # The loss is the summed binary cross-entropy that training has, without its weights.
     assert 0 < again["loss"] < 3 * np.log(2)
+    # Each label has a probability of its own: two that are there are both likely.
+    printed, _ = call("predict", out, pictures.parent / "5.png", "--format", "jsonl")
+    (answer,) = map(json.loads, printed.splitlines())
+    chances = {one["label"]: one["probability"] for one in answer["predictions"]}
+    assert min(chances["red"], chances["blue"]) > 0.5 > chances["green"]
+    refused = call("export", out, "--to", "onnx", "--out", tmp_path / "b", "--no-check", status=2)[
+        1
+    ]
+    assert "several labels" in refused
 
 
 def test_seeds_and_rates_go_by_mean_average_precision(tmp_path, pictures):

@@ -114,9 +114,12 @@ def _exported(
     from vitrail.export.bundle import check_free
     from vitrail.export.make import Wanted, make_bundle
     from vitrail.weights.folder import load_model
+    from vitrail.weights.read import description_of
 
     check_free(out, given["overwrite"])
     opened = load_model(source, name=given["model"], which=given["which"])
+    if (description_of(source) or {}).get("several_labels"):
+        raise Error(f"{source} gives a picture several labels, which bundles cannot do yet")
     temperature, digest = _calibration(source, given["which"])
     images, others = _images(given["check"], given["split"])
     if to == "torch":

@@ -45,6 +45,7 @@ from vitrail.weights.load import load_weights
 from vitrail.weights.read import description_of, fingerprint_of, labels_of
 
 VAL_FRACTION = 0.1
+MEANT_FOR_WEIGHTS = ("finetune", "vit_finetune", "bit")
 
 
 def train(
@@ -199,6 +200,8 @@ def train(
     else:
         built = build(chosen, opened.parts.train)
     told = [*opened.lines, *_plan(chosen, built, opened, options, engine)]
+    if weights is None and name in MEANT_FOR_WEIGHTS:
+        told.append(f"note:  {name} is meant to start from --weights; these are random")
     if dry_run:
         examples = len(opened.parts.train)
         told += recipe_lines(chosen, examples, lengths(chosen, examples, options).total)

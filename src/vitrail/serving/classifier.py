@@ -21,6 +21,7 @@ from vitrail.kit.errors import Error
 from vitrail.kit.preprocess import Preprocessing
 from vitrail.models.base import Size, square_or_pair
 from vitrail.weights.folder import load_model
+from vitrail.weights.read import description_of
 from vitrail.weights.temperature import read_temperature
 
 Picture = str | Path | bytes | Image.Image | np.ndarray
@@ -41,6 +42,8 @@ class Classifier:
     Attributes:
         labels: the class names in the order of the logits.
         temperature: by which logits are divided before the softmax.
+        several: whether a picture may have several labels: then each has a probability of its own,
+            and they need not add up to 1.
         preprocessing: how pictures are scaled, cropped and normalised here.
         runtime: ``torch``, ``onnx`` or ``openvino``.
         manifest: what a bundle says of itself, else None.
@@ -52,6 +55,7 @@ class Classifier:
 
     labels: list[str]
     temperature: float
+    several: bool = False
     preprocessing: Preprocessing
     manifest: Manifest | None = None
 
@@ -101,6 +105,7 @@ class Classifier:
             raise Error(f"{path} holds an encoder without a head: fine-tune from it first")
         self.labels = model.labels or [str(index) for index in range(model.num_classes)]
         self.temperature, self.runtime = read_temperature(path, which), "torch"
+        self.several = bool((description_of(path) or {}).get("several_labels"))
         self.preprocessing, self.model = model.preprocessing, model.to(where)
         return TorchRuntime(model, where)
 
@@ -130,7 +135,8 @@ class Classifier:
         if top_k < 1:
             raise Error(f"top_k must be at least 1, not {top_k}")
         rows = torch.from_numpy(self.logits(images)) / self.temperature
-        values, places = rows.softmax(dim=-1).topk(min(top_k, len(self.labels)), dim=-1)
+        chances = rows.sigmoid() if self.several else rows.softmax(dim=-1)
+        values, places = chances.topk(min(top_k, len(self.labels)), dim=-1)
         return [
             [(self.labels[place], value) for place, value in zip(row, chances, strict=True)]
             for row, chances in zip(places.tolist(), values.tolist(), strict=True)

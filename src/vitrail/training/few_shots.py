@@ -46,7 +46,7 @@ class FewShots:
 
 
 def look_at_few_shots(session: Session, watched: FewShots) -> None:
-    """Measure, and record as ``fewshot``: ``step``, and ``shots``, accuracy by images a class.
+    """Measure, and record as ``fewshot``: ``step``, and accuracy as ``1-shot``, ``5-shot``, ...
 
     Every process measures the same, so that none of them waits for another.
     """
@@ -68,7 +68,7 @@ def look_at_few_shots(session: Session, watched: FewShots) -> None:
         return
     finally:
         state.model.train(training)
-    means = {str(k): float(mean) for k, mean in zip(result.shots, result.mean, strict=True)}
-    session.output.metrics.write("fewshot", step=state.progress.step, shots=means)
-    said = ", ".join(f"{k}-shot {100 * mean:.1f} %" for k, mean in means.items())
+    means = {f"{k}-shot": float(m) for k, m in zip(result.shots, result.mean, strict=True)}
+    session.output.metrics.write("fewshot", step=state.progress.step, **means)
+    said = ", ".join(f"{name} {100 * mean:.1f} %" for name, mean in means.items())
     session.display.say(f"step {state.progress.step:,}: {watched.test.name}: {said}")

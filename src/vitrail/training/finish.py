@@ -130,6 +130,7 @@ def finish(
             "best": {"step": progress.best_step, "val": _best(session)},
             "ledger": ledger.to_json(),
             "skipped": progress.skipped,
+            "several_labels": session.data.train.labels.ndim == 2,
             **(record or {}),
         }
         if progress.best_step == progress.step:

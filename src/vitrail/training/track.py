@@ -19,7 +19,7 @@ from vitrail.training.output import Output
 
 TRACKERS = ("tensorboard",)
 FOLDER = "tensorboard"
-GROUPS = {"step": "train", "eval": "val"}
+GROUPS = {"step": "train", "eval": "val", "fewshot": "fewshot"}
 NO_FIGURES = ("kind", "step", "time")
 
 

@@ -241,6 +241,8 @@ def _scale_queries(layer: Weighted, scale: float, share: int = 3) -> None:
 class JoinedAttention(ScaledAttention):
     """Attention over a map's tokens with q, k and v in one matrix."""
 
+    convolved = False
+
     def __init__(self, attention: ConvolutionalAttention | ReducedAttention, qkv: nn.Linear):
         super().__init__(attention.width, attention.heads, "head")
         self.scale = attention.scale

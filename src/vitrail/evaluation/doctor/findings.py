@@ -227,8 +227,8 @@ class Findings:
             said.append(f"{kind}: {len(some):,} ({listing(some, 3)})")
         if self.out_of_fold is not None:
             said.append(
-                f"labels that are probably wrong: {len(self.suspects):,} (from predictions out of "
-                f"fold, right for {100 * self.out_of_fold:.1f} % of the labels)"
+                f"doubtful labels: {len(self.suspects):,} (by predictions out of fold, which agree "
+                f"with {100 * self.out_of_fold:.1f} % of all; the surest come first)"
             )
         return said
 

@@ -86,11 +86,22 @@ def _twins(section: Section, found: Findings) -> None:
         if not pairs:
             continue
         pairs.sort(key=lambda twins: (twins.pair.exact, twins.pair.score))
-        shown = [picture for twins in pairs[:SHOWN] if (picture := _pair(found, twins))]
+        shown = [picture for twins in _apart(pairs) if (picture := _pair(found, twins))]
         caption = f"Duplicates {words}: {len(shown)} of {len(pairs):,} pairs."
         section.gallery(shown[:OPEN], caption=caption)
         if len(shown) > OPEN:
             section.details(f"{len(shown) - OPEN} more").gallery(shown[OPEN:])
+
+
+def _apart(pairs: list[Twins]) -> list[Twins]:
+    """Some of the pairs, in their order, no picture twice: else one large group fills the page."""
+    seen: set[Place] = set()
+    some = []
+    for twins in pairs:
+        if twins.a not in seen and twins.b not in seen and len(some) < SHOWN:
+            seen |= {twins.a, twins.b}
+            some.append(twins)
+    return some
 
 
 def _pair(found: Findings, twins: Twins) -> Picture | None:

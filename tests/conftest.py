@@ -1,6 +1,7 @@
 """What every test shares: quiet threads, fixed seeds, and where optional data lies."""
 
 import os
+import sys
 
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
@@ -15,6 +16,13 @@ SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 @pytest.fixture(autouse=True)
 def _seed():
     torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _compiled_anew():
+    """What other files compiled counts against a limit of recompilations of the same code."""
+    if "torch._dynamo" in sys.modules:
+        torch._dynamo.reset()
 
 
 @pytest.fixture(autouse=True)

@@ -5,12 +5,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from sklearn.utils.class_weight import compute_class_weight
 
 from tests.data.pictures import write_classes
 from vitrail.data.examples import ArraySource
 from vitrail.data.fingerprint import Fingerprint, fingerprint
-from vitrail.data.labels import class_weights, read_classes
+from vitrail.data.labels import read_classes
 from vitrail.data.scan import readable, scan
 from vitrail.data.sources import open_source, open_splits
 from vitrail.kit.errors import Error
@@ -176,20 +175,3 @@ def test_numbers_in_a_table_are_places_in_a_map_unless_they_are_names(tmp_path):
 
 
 # --- imbalance -------------------------------------------------------------------------------
-
-
-def test_class_weights():
-    labels = np.repeat([0, 1, 3], [60, 30, 10])
-    weights = class_weights(labels, 4)
-    assert weights.mean(where=[True, True, False, True]) == pytest.approx(1)
-    assert weights[2] == 0
-    assert weights[0] / weights[1] == pytest.approx(0.5)
-    assert weights[3] / weights[0] == pytest.approx(6)
-    theirs = compute_class_weight("balanced", classes=np.array([0, 1, 3]), y=labels)
-    np.testing.assert_allclose(weights[[0, 1, 3]], theirs / theirs.mean())
-    hot = np.array([[1, 1], [1, 0], [1, 0], [0, 0]])
-    np.testing.assert_allclose(class_weights(hot, 2), [0.5, 1.5])
-    np.testing.assert_array_equal(class_weights(labels, 4, "none"), np.ones(4))
-    assert class_weights(labels[:0], 2).tolist() == [0, 0]
-    with pytest.raises(Error, match="'inverse' or 'none', not 'even'"):
-        class_weights(labels, 4, "even")

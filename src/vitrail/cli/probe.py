@@ -91,7 +91,7 @@ def probe(
         (spec, model, size, random)
         for spec, model, random in opened
         for size in (sizes or (None,))
-        if _at(model, size, dry=True)
+        if _can_be(model, size)
     ]
     settings = Settings(
         shots=shots,
@@ -234,31 +234,31 @@ def _open(spec: str, weights: str | None, untrained: bool) -> tuple[ImageClassif
     return create_model(spec), True
 
 
-def _at(model: ImageClassifier, size: int | None, dry: bool = False) -> Any:
-    """The model for another resolution, its tables resized as its family does.
+def _at(model: ImageClassifier, size: int | None) -> ImageClassifier:
+    """The model for another resolution; None for its own."""
+    from vitrail.models.base import height_width
+    from vitrail.weights.resized import resized
 
-    Args:
-        size: pixels; None for its own.
-        dry: only see whether it can be (True), without making it.
+    own = size is None or height_width(size) == height_width(model.image_size)
+    return model if own or size is None else resized(model, size)
+
+
+def _can_be(model: ImageClassifier, size: int | None) -> bool:
+    """Whether the model can have this size, without making it.
+
+    Raises:
+        Error: it cannot; the message names the nearest.
     """
     import torch
 
-    from vitrail.models.base import height_width
     from vitrail.models.zoo import describe, from_description
-    from vitrail.weights.load import load_weights
 
-    if size is None or height_width(size) == height_width(model.image_size):
-        return True if dry else model
-    about = describe(model)
-    about["config"]["image_size"] = size
-    if dry:
+    if size is not None:
+        about = describe(model)
+        about["config"] = {**about["config"], "image_size": size}
         with torch.device("meta"):
             from_description(about)
-        return True
-    other = from_description(about)
-    load_weights(other, model.state_dict(), numerics="keep")
-    other.preprocessing = model.preprocessing.replace(size=height_width(size))
-    return other
+    return True
 
 
 def _notes(rows: list[Row], train: Source, whole: int) -> list[str]:

@@ -118,29 +118,6 @@ def read_classes(classes: Classes) -> tuple[str, ...]:
     return _checked("the classes", classes)
 
 
-def class_weights(labels: np.ndarray, classes: int, kind: str = "inverse") -> np.ndarray:
-    """A weight for each class that evens out how often it occurs, float64 [k].
-
-    ``inverse``: proportional to 1 / (number of examples with the class), scaled so that the weights
-    of the classes that occur have mean 1; a class without examples weighs 0. ``none``: all 1.
-
-    Args:
-        labels: int64 [n] or multi-hot [n k].
-        classes: how many there are.
-        kind: inverse or none.
-
-    Raises:
-        Error: an unknown kind.
-    """
-    if kind == "none":
-        return np.ones(classes)
-    if kind != "inverse":
-        raise Error(f"class weights are 'inverse' or 'none', not {kind!r}")
-    counts = count_labels(labels, classes).astype(np.float64)
-    weights = np.divide(1.0, counts, out=np.zeros(classes), where=counts > 0)
-    return weights / weights[counts > 0].mean() if counts.any() else weights
-
-
 def count_labels(labels: np.ndarray, classes: int) -> np.ndarray:
     """How many examples have each class, int64 [k]; labels are int64 [n] or multi-hot [n k]."""
     if labels.ndim == 2:

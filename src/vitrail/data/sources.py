@@ -25,7 +25,7 @@ from vitrail.data.table import SUFFIXES as TABLES
 from vitrail.data.table import list_table
 from vitrail.kit.errors import Error, did_you_mean, listing
 
-__all__ = ["ArraySource", "Example", "Source", "open_source", "open_splits"]
+__all__ = ["ArraySource", "Example", "Source", "hold_out", "open_source", "open_splits"]
 
 DEMOS = {fashion.NAME: fashion.load}
 PIECES = {".tar": list_shards, ".parquet": list_parquet}
@@ -108,8 +108,8 @@ def open_splits(
     splits = _found(
         spec, image_column, label_column, None if classes is None else read_classes(classes)
     )
-    if val_fraction and "val" not in splits and "train" in splits:
-        splits["train"], splits["val"] = splits["train"].split(val_fraction, seed)
+    if val_fraction:
+        splits = hold_out(splits, val_fraction, seed)
     for source in splits.values():
         if len(source.classes) < least_classes:
             raise Error(
@@ -117,6 +117,15 @@ def open_splits(
                 f"nothing to tell apart{_deeper(source)}"
             )
     return {split: splits[split] for split in ("train", "val", "test") if split in splits}
+
+
+def hold_out(splits: dict[str, Source], fraction: float, seed: int) -> dict[str, Source]:
+    """The splits with a share of every class of train as val, where the data have no val."""
+    if "val" in splits or "train" not in splits:
+        return splits
+    train, val = splits["train"].split(fraction, seed)
+    held = {**splits, "train": train, "val": val}
+    return {name: held[name] for name in ("train", "val", "test") if name in held}
 
 
 def _found(

@@ -19,8 +19,8 @@ from vitrail.data.examples import Source
 from vitrail.data.loader import eval_batches
 from vitrail.kit.errors import Error, did_you_mean, listing
 from vitrail.kit.preprocess import Preprocessing
+from vitrail.metrics.calibration import equal_width, error_of
 
-BINS = 15
 EXACT = 1e-3  # of the largest logit: how far a float32 graph may be from the model
 Logits = Callable[[np.ndarray], np.ndarray]
 
@@ -160,7 +160,7 @@ def compare(
     agreement = float((answers[0] == answers[1]).mean())
     scale = temperature if exported_temperature is None else exported_temperature
     eces = [
-        calibration_error(logits / t, answer == truth)
+        _calibration_error(logits / t, answer == truth)
         for logits, t, answer in zip((before, after), (temperature, scale), answers, strict=True)
     ]
     reasons = _reasons(tops, max_drop, after, gap, largest, exact)
@@ -238,11 +238,6 @@ def _run(logits: Logits, images: np.ndarray, batch_size: int) -> tuple[np.ndarra
     return np.concatenate(rows).astype(np.float64), taken
 
 
-def calibration_error(logits: np.ndarray, right: np.ndarray) -> float:
-    """Expected calibration error of the answers: 15 bins of equal width (Guo et al., 2017)."""
-    shifted = np.exp(logits - logits.max(1, keepdims=True))
-    confidence = (shifted / shifted.sum(1, keepdims=True)).max(1)
-    places = np.minimum((confidence * BINS).astype(int), BINS - 1)
-    counts = np.bincount(places, minlength=BINS)
-    gaps = np.bincount(places, weights=right - confidence, minlength=BINS)
-    return float(np.abs(gaps[counts > 0]).sum() / len(right))
+def _calibration_error(logits: np.ndarray, right: np.ndarray) -> float:
+    confidence = torch.from_numpy(logits).softmax(1).amax(1)
+    return error_of(equal_width(confidence, torch.from_numpy(right)))

@@ -69,6 +69,12 @@ def reliability(
             _bin(confidence[part].double(), right[part])
             for part in order.tensor_split(min(bins, len(order)))
         ]
+    return equal_width(confidence, right, bins)
+
+
+def equal_width(confidence: Tensor, right: Tensor, bins: int = BINS) -> list[Bin]:
+    """`reliability` of equal width, from every image's confidence and whether it is right, [n]."""
+    right = right.double()
     edges = torch.linspace(0, 1, bins + 1, dtype=confidence.dtype)
     place = torch.bucketize(confidence, edges, right=True) - 1
     counts = torch.bincount(place, minlength=bins + 1)

@@ -16,7 +16,7 @@ from torch import nn
 from vitrail.data.fingerprint import Fingerprint, fingerprint
 from vitrail.data.labels import Classes
 from vitrail.data.scan import readable, scan
-from vitrail.data.sources import Source, Spec, open_splits
+from vitrail.data.sources import Source, Spec, hold_out, open_splits
 from vitrail.data.statistics import pixel_statistics
 from vitrail.kit.errors import Error, did_you_mean
 from vitrail.models.base import ImageClassifier, Size, height_width
@@ -346,13 +346,14 @@ def _check_place(data: Spec, out: Path) -> None:
             raise Error(f"--out {out} lies inside the data, which stay as they are: give another")
 
 
-def _open(data: Spec, max_corrupt: float, **options: Any) -> _Opened:
+def _open(
+    data: Spec, max_corrupt: float, val_fraction: float, seed: int, **options: Any
+) -> _Opened:
     """Open (with the options of `open_splits`), look into and describe the data."""
     splits = open_splits(data, **options)
-    alone: dict[str, Any] = {**options, "val_fraction": 0.0}
-    own_val = "val" in splits and (
-        not options.get("val_fraction") or "val" in open_splits(data, **alone)
-    )
+    own_val = "val" in splits
+    if val_fraction:
+        splits = hold_out(splits, val_fraction, seed)
     if "train" not in splits:
         raise Error(f"{data}: there is no train split, only {' and '.join(splits)}")
     found = {name: scan(source) for name, source in splits.items()}

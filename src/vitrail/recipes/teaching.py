@@ -4,6 +4,7 @@ from typing import Any
 
 import numpy as np
 
+from vitrail.data.labels import count_labels
 from vitrail.kit.errors import Error
 from vitrail.models.base import ImageClassifier
 from vitrail.training.objectives import Distillation, Objective, make_objective
@@ -32,8 +33,7 @@ def objective_for(recipe: Recipe, model: ImageClassifier, data: Any) -> tuple[Ob
         teacher = load_model(recipe.teacher)
     counts = None
     if recipe.target.class_weights == "balanced" and (labels := labels_in(data)) is not None:
-        several = labels.ndim == 2
-        counts = labels.sum(0) if several else np.bincount(labels, minlength=len(data.classes))
+        counts = count_labels(labels, len(data.classes))
     objective = make_objective(recipe, model, teacher, counts)
     if isinstance(objective, Distillation):
         told.append(f"teacher: {recipe.teacher}; {objective.describe()}")

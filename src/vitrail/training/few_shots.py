@@ -33,6 +33,8 @@ class FewShots:
     def __post_init__(self):
         if self.every < 1:
             raise Error(f"few-shot accuracy is measured every step at the most, not {self.every}")
+        if self.train.labels.ndim > 1:
+            raise Error(f"{self.train.name}: few-shot accuracy takes one label a picture")
 
     def due(self, step: int, at_end: bool) -> bool:
         """Whether a look follows on this step."""
@@ -40,8 +42,8 @@ class FewShots:
 
     def shots(self) -> tuple[int, ...]:
         """The usual numbers of images a class, as far as every class has so many."""
-        labels = self.train.labels.tolist()
-        least = min(labels.count(label) for label in set(labels))
+        counts = self.train.counts()
+        least = counts[counts > 0].min()
         return tuple(shot for shot in SHOTS if shot <= least)
 
 

@@ -66,7 +66,9 @@ def look(source: Source, threads: int | None = None, progress: Progress | None =
     with ThreadPoolExecutor(threads or os.cpu_count() or 1) as pool:
         for start in range(0, n, BLOCK):
             places = range(start, min(start + BLOCK, n))
-            for i, found in zip(places, pool.map(_Looking(source), places), strict=True):
+            # One thread reads, since sources need not bear several; the others decode.
+            fetched = [_fetched(source, i) for i in places]
+            for i, found in zip(places, pool.map(_looked, fetched), strict=True):
                 if isinstance(found, str):
                     unreadable.append((source.keys[i], found))
                     continue
@@ -89,24 +91,28 @@ def thumbnail(image: np.ndarray) -> np.ndarray:
     return np.clip(np.rint(np.asarray(small)), 0, 255).astype(np.uint8)
 
 
-class _Looking:
-    def __init__(self, source: Source):
-        self.source = source
+def _fetched(source: Source, i: int) -> bytes | np.ndarray | str:
+    """A picture, or why it cannot be read."""
+    try:
+        return source.image(i)
+    except Error as error:
+        return str(error)
 
-    def __call__(self, i: int) -> tuple | str:
+
+def _looked(image: bytes | np.ndarray | str) -> tuple | str:
+    """What is kept of a picture, or why it cannot be read."""
+    if isinstance(image, str):
+        return image
+    if isinstance(image, bytes):
+        digest = hashlib.blake2b(image, digest_size=16).digest()
         try:
-            image = self.source.image(i)
-            if isinstance(image, bytes):
-                digest, data = hashlib.blake2b(image, digest_size=16).digest(), image
-                width, height, _ = read_size(data)
-                # Large JPEGs are decoded at a fraction of their size.
-                image = decode(data, min_size=4 * SIDE)
-            else:
-                pixels = np.ascontiguousarray(image)
-                digest = hashlib.blake2b(pixels.data, digest_size=16).digest()
-                height, width = image.shape[:2]
+            width, height, _ = read_size(image)
+            image = decode(image, min_size=4 * SIDE)  # large JPEGs at a fraction of their size
         except Error as error:
             return str(error)
-        thumb = thumbnail(image)
-        values = thumb.astype(np.float32) / 255
-        return thumb, np.void(digest), (width, height), values.mean(), values.std()
+    else:
+        digest = hashlib.blake2b(np.ascontiguousarray(image).data, digest_size=16).digest()
+        height, width = image.shape[:2]
+    thumb = thumbnail(image)
+    values = thumb.astype(np.float32) / 255
+    return thumb, np.void(digest), (width, height), values.mean(), values.std()

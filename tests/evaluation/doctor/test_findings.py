@@ -14,7 +14,9 @@ from tests.evaluation.doctor.test_duplicates import Files
 from vitrail.data.sources import ArraySource, open_splits
 from vitrail.evaluation.doctor import examine
 from vitrail.evaluation.doctor.clean import write_clean
+from vitrail.evaluation.doctor.confirm import alike
 from vitrail.evaluation.doctor.labels import FOLDS, folds_of, out_of_fold, suspects
+from vitrail.evaluation.features import Features
 from vitrail.kit.errors import Error
 
 
@@ -255,3 +257,28 @@ def test_the_clean_list_never_takes_the_place_of_the_data(folder, tmp_path):
     _, err = call("doctor", clean, "--write-clean", clean, status=2)
     assert "is the data" in err
     assert clean.read_bytes() == before
+
+
+def test_a_model_confirms_near_duplicates():
+    generator = np.random.default_rng(0)
+    values = generator.normal(size=(400, 12)).astype(np.float32)
+    values[1] = values[0] + 0.2 * generator.normal(size=12)
+    assert alike(values, np.array([[0, 1], [0, 2], [5, 9]])).tolist() == [True, False, False]
+    assert alike(values, np.zeros((0, 2), np.int64)).tolist() == []
+
+
+def test_what_features_deny_is_shown_and_stays():
+    files = [encoded(scene(i)) for i in range(30)]
+    files += [changed(files[0], "recompressed"), changed(files[1], "recompressed")]
+    source = Files(files, [i % 2 for i in range(32)])
+    values = np.random.default_rng(0).normal(size=(32, 64)).astype(np.float32)
+    values[30] = values[0]  # the model agrees on one of the two pairs
+    features = Features(
+        *(values, source.labels, source.keys, np.arange(32), source.classes, (), 0.0, 0.0, 32)
+    )
+    found = examine({"train": source}, features={"train": features}, threads=1)
+    told = {(d["a"], d["b"]): d["confirmed"] for d in found.to_json()["duplicates"]}
+    assert told == {("0.jpg", "30.jpg"): True, ("1.jpg", "31.jpg"): False}
+    kept = found.clean()["train"].tolist()
+    assert 30 not in kept
+    assert 31 in kept

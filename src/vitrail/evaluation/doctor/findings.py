@@ -8,12 +8,13 @@ Nothing is changed; `clean` gives the places to keep.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 
 from vitrail.data.sources import Source
+from vitrail.evaluation.doctor.confirm import alike
 from vitrail.evaluation.doctor.duplicates import LEVELS, Pair, duplicates, groups
 from vitrail.evaluation.doctor.labels import folds_of, out_of_fold, suspects
 from vitrail.evaluation.doctor.prints import Prints, Progress, look
@@ -57,12 +58,14 @@ class Suspect:
 
 @dataclass(frozen=True)
 class Twins:
-    """A pair of duplicates. `b` is of the other set where `across` says ``other``."""
+    """A pair of duplicates. `b` is of the other set where `across` says ``other``; `confirmed` says
+    whether a model's features are alike too, None where there is no model to ask."""
 
     a: Place
     b: Place
     pair: Pair
     across: str  # "" inside of a split, "splits" or "other"
+    confirmed: bool | None = None
 
 
 @dataclass
@@ -124,6 +127,7 @@ class Findings:
                     "where": "across" if t.across else "inside",
                     "score": t.pair.score,
                     "mirrored": t.pair.mirrored,
+                    "confirmed": t.confirmed,
                     "splits": [t.a.split, t.b.split],
                     "labels": [self.label(t.a), self.label(t.b)],
                 }
@@ -159,6 +163,8 @@ class Findings:
             gone[name] |= set(np.flatnonzero(~self.prints[name].readable).tolist())
         rank = {name: k for k, name in enumerate(self.splits)}
         for twins in self.twins:
+            if twins.confirmed is False:
+                continue
             if twins.across == "other":
                 gone[twins.a.split].add(twins.a.index)
             else:
@@ -174,7 +180,8 @@ class Findings:
         """The places to keep, by split, int64: one of each group of duplicates.
 
         Left out is what cannot be read; of duplicates all but the first, where train comes before
-        val and test, so that no test picture is left that was trained on; what the other set has
+        val and test, so that no test picture is left that was trained on (near ones that a model's
+        features do not confirm stay); what the other set has
         too; and whole groups whose labels contradict each other. Suspected labels stay: a person
         has to look at those.
         """
@@ -389,13 +396,15 @@ def _find_suspects(found: Findings, features: Mapping[str, Features]) -> None:
     labels = np.concatenate([features[name].labels for name in names])
     places = [Place(name, int(i)) for name in names for i in features[name].indices]
     row = {place: k for k, place in enumerate(places)}
-    pairs = [
-        Pair(min(a, b), max(a, b), twins.pair.exact, twins.pair.score)
-        for twins in found.twins
-        if twins.across != "other"
-        and (a := row.get(twins.a)) is not None
-        and (b := row.get(twins.b)) is not None
-    ]
+    known = [k for k, t in enumerate(found.twins) if t.a in row and t.b in row]
+    rows = np.array([(row[found.twins[k].a], row[found.twins[k].b]) for k in known], np.int64)
+    pairs = []
+    for k, (a, b), same in zip(
+        known, rows.reshape(-1, 2).tolist(), alike(values, rows.reshape(-1, 2)), strict=True
+    ):
+        twins = found.twins[k]
+        pairs.append(Pair(min(a, b), max(a, b), twins.pair.exact, twins.pair.score))
+        found.twins[k] = replace(twins, confirmed=twins.pair.exact or bool(same))
     folds = folds_of(labels, groups(len(labels), pairs))
     probabilities = out_of_fold(values, labels, folds, _fit, len(classes))
     found.out_of_fold = float((probabilities.argmax(1) == labels).mean())

@@ -111,10 +111,11 @@ def _pair(found: Findings, twins: Twins) -> Picture | None:
     keys = [found.key(place) for place in (twins.a, twins.b)]
     labels = [found.label(place) for place in (twins.a, twins.b)]
     kind = "exact" if twins.pair.exact else f"score {twins.pair.score:.3f}"
+    doubt = ", not confirmed by features" if twins.confirmed is False else ""
     return Picture(
         [image for image in images if image is not None],
         keys,
-        f"{kind}{', mirrored' if twins.pair.mirrored else ''}",
+        f"{kind}{', mirrored' if twins.pair.mirrored else ''}{doubt}",
         [
             f"{place.split}: {key} ({label})"
             for place, key, label in zip((twins.a, twins.b), keys, labels, strict=True)

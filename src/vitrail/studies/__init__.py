@@ -1,0 +1,1 @@
+"""Controlled comparisons: many runs of one definition, their records, figures and tables."""

@@ -226,6 +226,7 @@ def train(
             images=state.progress.images,
             seconds=session.seconds(),
             records=output.metrics.read("step"),
+            head_share=min(1.0, session.rates.head_steps / max(1, state.progress.step)),
         )
         facts = {**opened.facts, "val_fraction": held_out, "split_seed": words["seed"]}
         return finish(

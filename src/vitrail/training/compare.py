@@ -17,7 +17,7 @@ from vitrail.kit.errors import Error
 from vitrail.kit.page import Page, Section, Share
 from vitrail.kit.records import Records
 from vitrail.training.display import duration
-from vitrail.training.report import curve, flat, setting
+from vitrail.training.recorded import curve, flat, setting
 
 MEASURES = {"top1": "top-1", "mean_average_precision": "mean average precision"}
 ALWAYS_OWN = ("name",)  # of a recipe: what it is called, not what it does

@@ -95,7 +95,8 @@ def train(
 
     Args:
         data: a class folder, a CSV or JSONL with path and label, tar shards, parquet,
-            ``hf:NAME``, ``demo:fashion``, a source, or (images, labels) as arrays.
+            ``hf:NAME``, ``demo:fashion``, a source, sources by split, or (images, labels) as
+            arrays.
         model: a name of the zoo; None for the one that ``weights`` holds, else
             ``vit_tiny_patch16_224``.
         out: the folder for the model, the records and the report.

@@ -81,7 +81,7 @@ def perform(
     trials = [folder.record(id) for id in point.choose]
     words = words_of(point, trials)
     out = folder.runs / point.id
-    splits = {"train": data.subset(point.images, point.seed)}
+    splits = {"train": data.subset(point.images, point.seed, point.rest)}
     if data.val is not None:
         splits["val"] = data.val
     start = None if point.start is None else folder.runs / point.start
@@ -135,9 +135,7 @@ def _told(out: Path, about: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _measured(
-    point: Point, definition: Definition, data: StudyData, out: Path
-) -> dict[str, Any]:
+def _measured(point: Point, definition: Definition, data: StudyData, out: Path) -> dict[str, Any]:
     """Accuracy on test, and few-shot accuracy, of the weights that the point means."""
     best = point.which == "best" and (out / BEST_FILE).exists()
     model = load_model(out, which="best" if best else "final")
@@ -163,9 +161,7 @@ def _few_shots(
     classes = int((train.counts() > 0).sum())
     pool = train.subset(subset_rows(train, min(len(train), DRAWS * max(fitting) * classes), 0))
     x, tests = (extract(model, part, cache=False, batch_size=BATCH) for part in (pool, test))
-    result = fewshot(
-        x.values, x.labels, tests.values, tests.labels, shots=fitting, seeds=DRAWS
-    )
+    result = fewshot(x.values, x.labels, tests.values, tests.labels, shots=fitting, seeds=DRAWS)
     return {str(k): float(mean) for k, mean in zip(result.shots, result.mean, strict=True)}
 
 

@@ -21,6 +21,7 @@ from vitrail.kit.errors import Error
 from vitrail.kit.records import Records
 from vitrail.models.base import ImageClassifier
 from vitrail.recipes.run import train
+from vitrail.recipes.several import diverged
 from vitrail.studies.data import StudyData
 from vitrail.studies.definition import Definition, Point, Record
 from vitrail.studies.folder import StudyFolder
@@ -55,13 +56,13 @@ def words_of(point: Point, trials: Sequence[Record] = ()) -> dict[str, Any]:
     settings = {**(chosen_settings(point, trials) if point.choose else {}), **point.settings}
     if point.duration:
         settings["duration"] = point.duration
-    settings |= {f"model.{key}": _listed(value) for key, value in point.config.items()}
+    settings |= {f"model.{key}": listed(value) for key, value in point.config.items()}
     return {
         "model": None if point.start else point.model,
         "recipe": point.recipe,
         "image_size": point.image_size,
         "seed": point.seed,
-        "set": {key: _listed(value) for key, value in settings.items()},
+        "set": {key: listed(value) for key, value in settings.items()},
     }
 
 
@@ -86,9 +87,23 @@ def perform(
         splits["val"] = data.val
     start = None if point.start is None else folder.runs / point.start
     if start is not None:
-        config = words["set"]
-        words["set"] = {k: v for k, v in config.items() if not k.startswith("model.")}
-    train(splits, out=out, weights=start, device=device, val_fraction=0.0, **words)
+        words["set"] = {k: v for k, v in words["set"].items() if not k.startswith("model.")}
+    config = point.to_json()
+    try:
+        train(
+            splits,
+            out=out,
+            weights=start,
+            device=device,
+            val_fraction=0.0,
+            report=False,
+            **words,
+        )
+    except Error:
+        if not diverged(out):
+            raise
+        metrics: dict[str, Any] = {"failed": "its numbers were no longer finite", "top1": None}
+        return {"id": point.id, "config": config, "seed": point.seed, "metrics": metrics}
     about = json.loads((out / "config.json").read_text())["vitrail"]
     metrics = {
         **_told(out, about),
@@ -96,7 +111,6 @@ def perform(
     }
     if point.choose:
         metrics["chosen"] = chosen_settings(point, trials)
-    config = point.to_json()
     return {"id": point.id, "config": config, "seed": point.seed, "metrics": metrics}
 
 
@@ -135,9 +149,7 @@ def _told(out: Path, about: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _measured(
-    point: Point, definition: Definition, data: StudyData, out: Path
-) -> dict[str, Any]:
+def _measured(point: Point, definition: Definition, data: StudyData, out: Path) -> dict[str, Any]:
     """Accuracy on test, and few-shot accuracy, of the weights that the point means."""
     best = point.which == "best" and (out / BEST_FILE).exists()
     model = load_model(out, which="best" if best else "final")
@@ -163,12 +175,10 @@ def _few_shots(
     classes = int((train.counts() > 0).sum())
     pool = train.subset(subset_rows(train, min(len(train), DRAWS * max(fitting) * classes), 0))
     x, tests = (extract(model, part, cache=False, batch_size=BATCH) for part in (pool, test))
-    result = fewshot(
-        x.values, x.labels, tests.values, tests.labels, shots=fitting, seeds=DRAWS
-    )
+    result = fewshot(x.values, x.labels, tests.values, tests.labels, shots=fitting, seeds=DRAWS)
     return {str(k): float(mean) for k, mean in zip(result.shots, result.mean, strict=True)}
 
 
-def _listed(value: Any) -> Any:
+def listed(value: Any) -> Any:
     """Lists as the tuples that configurations hold."""
-    return tuple(_listed(item) for item in value) if isinstance(value, list | tuple) else value
+    return tuple(listed(item) for item in value) if isinstance(value, list | tuple) else value

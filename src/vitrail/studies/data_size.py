@@ -15,6 +15,7 @@ Subsets are nested and hold as many pictures of every class; every model sees th
 import itertools
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from vitrail.kit.chart import MOST, line_chart
@@ -204,17 +205,16 @@ def _tuned(
         "augment.pad": settings.get("augment.pad", 0),
         "augment.flip": settings.get("augment.flip", 0.5),
     }
-    tuned = Point(
-        **{
-            **common,
-            "id": f"{name}-tuned-seed{seed}",
-            "recipe": "vit_finetune",
-            "image_size": fitting(one, 1.5 * min(own)),
-            "duration": f"{max(1, math.ceil(float(value) / FINETUNE_SHARE))} {unit}",
-            "settings": tuning,
-            "axes": {"images": size, "stage": "fine-tuned"},
-            "start": learned.id,
-        }
+    tuned = replace(
+        learned,
+        id=f"{name}-tuned-seed{seed}",
+        recipe="vit_finetune",
+        image_size=fitting(one, 1.5 * min(own)),
+        duration=f"{max(1, math.ceil(float(value) / FINETUNE_SHARE))} {unit}",
+        settings=tuning,
+        axes={"images": size, "stage": "fine-tuned"},
+        choose=(),
+        start=learned.id,
     )
     return [*found, learned, tuned]
 

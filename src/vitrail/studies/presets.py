@@ -123,7 +123,7 @@ PAPER = Preset(
         hybrid("R50+L/16 x2", [1], 64, 8, 4),
     ),
     words={"image_size": 32, "durations": ("7 epochs",), "batch_size": 128},
-    factors={name: 2 for name in ("L/16 x2", "H/14 x2", "R152x2 x2", "R200x3 x2", "R50+L/16 x2")},
+    factors=dict.fromkeys(("L/16 x2", "H/14 x2", "R152x2 x2", "R200x3 x2", "R50+L/16 x2"), 2),
 )
 
 SMALL = (

@@ -107,7 +107,7 @@ def times(duration: str, factor: float) -> str:
 
 
 def _doublings(ask: Ask) -> tuple[str, ...]:
-    """Three durations, each twice the one before, the longest of twenty epochs or half a million."""
+    """Three durations, each twice the one before; the longest is 20 epochs or half a million."""
     most = min(500_000, 20 * ask.train_images)
     return tuple(f"{most // part} examples" for part in (4, 2, 1))
 
@@ -218,7 +218,9 @@ def _ratios(
         if to in CNNS and of not in CNNS:
             of, to = to, of
         common = common_accuracy(reached[of], reached[to])
-        for share in (0.25, 0.5, 0.75) if common else ():
+        if common is None:
+            continue
+        for share in (0.25, 0.5, 0.75):
             accuracy = common[0] + share * (common[1] - common[0])
             ratio = compute_ratio(laws[of], laws[to], accuracy)
             if ratio is not None:
@@ -232,11 +234,15 @@ def advise(
     """What would help most, in words, and what each way brings, with all else equal.
 
     What a way brings is a mean difference over seeds with its interval, for each doubling: of the
-    pictures, of the time, or of the compute of a forward pass. Each is measured where a person would
-    go on from: at the best model's family, its largest model, its longest duration.
+    pictures, of the time, or of the compute of a forward pass. Each is measured where a person
+    would go on from: at the best model's family, its largest model, its longest duration.
     """
-    whole = {key: mean_of(runs, "top1") for key, runs in groups.items() if key[3] == "all"}
-    best = max(whole, key=lambda key: whole[key].mean)
+    whole = {
+        key: mean.mean
+        for key, runs in groups.items()
+        if key[3] == "all" and (mean := mean_of(runs, "top1")) is not None
+    }
+    best = max(whole, key=whole.__getitem__)
     family = best[1]
     own = {key: runs for key, runs in groups.items() if key[1] == family}
     brings = [

@@ -130,8 +130,8 @@ def _told(out: Path, about: Mapping[str, Any]) -> dict[str, Any]:
     ledger, best = about["ledger"], about["best"]
     losses = [record["loss"] for record in records.read("step")]
     last = [loss for loss in losses[-max(1, len(losses) // 10) :] if loss is not None]
-    done = list(records.read("done"))[0]
-    total = list(records.read("start"))[0]["steps"]
+    done = next(iter(records.read("done")))
+    total = next(iter(records.read("start")))["steps"]
     val = about["metrics"].get("val", {})
     return {
         "val_top1": (best.get("val") or {}).get("top1"),

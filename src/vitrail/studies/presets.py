@@ -88,7 +88,7 @@ class Presets:
     def applied(self, ask: Ask) -> Ask:
         """What was asked for, with the preset's words where the user gave none of their own."""
         preset = self.get(ask.preset)
-        words = {"models": preset.models, **preset.words}
+        words: dict[str, Any] = {"models": preset.models, **preset.words}
         defaults = {each.name: each.default for each in dataclasses.fields(Ask)}
         empty: Any = (None, (), "", 0)
         fill = {

@@ -144,7 +144,11 @@ def show(definition: Definition, records: Sequence[Record], intervals: bool) -> 
     whole = {key: runs for key, runs in groups.items() if key[3] == "all"}
     if not whole:
         return Shown(["No run has been measured on test pictures yet."])
-    cells = {key: (_compute(runs), mean_of(runs, "top1", intervals)) for key, runs in whole.items()}
+    cells = {
+        key: (_compute(runs), mean)
+        for key, runs in whole.items()
+        if (mean := mean_of(runs, "top1", intervals)) is not None
+    }
     keys = list(cells)
     accuracy = [cells[key][1].mean for key in keys]
     front = [keys[i] for i in pareto([cells[key][0] for key in keys], accuracy)]

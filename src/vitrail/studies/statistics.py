@@ -1,8 +1,8 @@
 """What a few runs say of many: t intervals over seeds, fronts, power laws and their bootstrap.
 
 A family's law is that of its error on test over its compute, error = a (compute / c0)^-b, a
-straight line between logarithms; c0 is the geometric middle of the measured compute, so that a and b are
-told apart. It says nothing outside of what was measured.
+straight line between logarithms; c0 is the geometric middle of the measured compute, so that a
+and b are told apart. It says nothing outside of what was measured.
 """
 
 import math

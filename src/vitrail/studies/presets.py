@@ -128,9 +128,21 @@ PAPER = Preset(
 
 SMALL = (
     bit("BiT ResNet", [1, 1, 1], [128, 128, 256]),
-    vit("ViT", 4, 64, 4, 2),
-    hybrid("hybrid", [1], 64, 3, 2),
+    vit("ViT", 4, 48, 3, 3),
+    hybrid("hybrid", [1, 1], 64, 3, 2),
     cvt("CvT", [1, 1, 2], [32, 64, 128], [1, 2, 4]),
+)
+GROWING = (
+    vit("ViT 8/48/3", 8, 48, 3, 3),
+    vit("ViT 8/64/4", 8, 64, 4, 2),
+    vit("ViT 4/48/3", 4, 48, 3, 3),
+    bit("BiT 1", [1], [128]),
+    bit("BiT 1-1-1", [1, 1, 1], [128, 128, 256]),
+    bit("BiT 2-2-2", [2, 2, 2], [128, 128, 256]),
+    hybrid("hybrid 48/2", [1, 1], 48, 2, 3),
+    hybrid("hybrid 64/3", [1, 1], 64, 3, 2),
+    cvt("CvT 1-1-1", [1, 1, 1], [16, 32, 64], [1, 2, 4]),
+    cvt("CvT 1-1-2", [1, 1, 2], [32, 64, 128], [1, 2, 4]),
 )
 FASTEST = (bit("BiT ResNet", [1, 1], [128, 128]), vit("ViT", 8, 48, 3, 3))
 
@@ -139,7 +151,13 @@ DATA_SIZE = Presets(
     models=SMALL,
     named={
         "page": Preset(
-            SMALL, {"image_size": 32, "batch_size": 64, "sizes": (500, 2000, 8000, 20000)}
+            SMALL,
+            {
+                "image_size": 32,
+                "batch_size": 64,
+                "sizes": (500, 2000, 8000, 20000),
+                "durations": ("20000 examples",),
+            },
         ),
         "quick": Preset(
             FASTEST,
@@ -158,6 +176,14 @@ SCALING = Presets(
     models=SMALL,
     named={
         "paper": PAPER,
+        "page": Preset(
+            GROWING,
+            {
+                "image_size": 32,
+                "batch_size": 64,
+                "durations": ("6000 examples", "12000 examples", "24000 examples"),
+            },
+        ),
         "quick": Preset(
             (*FASTEST, vit("ViT larger", 4, 48, 3, 3)),
             {

@@ -125,10 +125,14 @@ class Definition:
 
 def from_json(value: Mapping[str, Any]) -> Definition:
     """The inverse of `Definition.to_json`."""
-    points = tuple(
-        Point(**{**point, "choose": tuple(point["choose"])}) for point in value["points"]
-    )
-    return Definition(**{**value, "points": points, "shots": tuple(value["shots"])})
+    fields: dict[str, Any] = dict(value)
+    points = [Point(**_with_tuples(point, "choose")) for point in fields.pop("points")]
+    return Definition(points=tuple(points), **_with_tuples(fields, "shots"))
+
+
+def _with_tuples(fields: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """Fields from JSON with the list of this name as the tuple that it was."""
+    return {key: tuple(one) if key == name else one for key, one in fields.items()}
 
 
 @dataclass(frozen=True)
@@ -248,7 +252,7 @@ class Ask:
 
 @dataclass(frozen=True)
 class Table:
-    """A table of a study's page; `rows` hold what `kit.page` shows, the first cell names the row."""
+    """A table of a study's page; `rows` hold what `kit.page` shows, the first names the row."""
 
     columns: Sequence[str]
     rows: Sequence[Sequence[Any]]

@@ -1,8 +1,8 @@
 """Doing a study's runs: in this process, in several, or on several machines with one folder.
 
 Every process takes up the next run that is neither recorded nor at work elsewhere and whose needs
-are recorded, until none is left. Nothing is handed out by anybody, so any of them may be killed, and
-more may join at any time.
+are recorded, until none is left. Nothing is handed out by anybody, so any of them may be killed,
+and more may join at any time.
 """
 
 import contextlib
@@ -91,9 +91,12 @@ def _do(
         claim.release()
         raise
     except Error as error:
-        if not claim.holds() or _in_use(error):
+        if not claim.holds():
             return None
         claim.release()
+        if _in_use(error):
+            time.sleep(WAIT)
+            return None
         raise Error(f"run {point.id}: {error}") from error
     return time.monotonic() - began if folder.write(record) else None
 

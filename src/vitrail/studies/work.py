@@ -21,6 +21,7 @@ from vitrail.kit.errors import Error
 from vitrail.kit.records import Records
 from vitrail.models.base import ImageClassifier
 from vitrail.recipes.run import train
+from vitrail.recipes.several import diverged
 from vitrail.studies.data import StudyData
 from vitrail.studies.definition import Definition, Point, Record
 from vitrail.studies.folder import StudyFolder
@@ -55,13 +56,13 @@ def words_of(point: Point, trials: Sequence[Record] = ()) -> dict[str, Any]:
     settings = {**(chosen_settings(point, trials) if point.choose else {}), **point.settings}
     if point.duration:
         settings["duration"] = point.duration
-    settings |= {f"model.{key}": _listed(value) for key, value in point.config.items()}
+    settings |= {f"model.{key}": listed(value) for key, value in point.config.items()}
     return {
         "model": None if point.start else point.model,
         "recipe": point.recipe,
         "image_size": point.image_size,
         "seed": point.seed,
-        "set": {key: _listed(value) for key, value in settings.items()},
+        "set": {key: listed(value) for key, value in settings.items()},
     }
 
 
@@ -86,9 +87,23 @@ def perform(
         splits["val"] = data.val
     start = None if point.start is None else folder.runs / point.start
     if start is not None:
-        config = words["set"]
-        words["set"] = {k: v for k, v in config.items() if not k.startswith("model.")}
-    train(splits, out=out, weights=start, device=device, val_fraction=0.0, **words)
+        words["set"] = {k: v for k, v in words["set"].items() if not k.startswith("model.")}
+    config = point.to_json()
+    try:
+        train(
+            splits,
+            out=out,
+            weights=start,
+            device=device,
+            val_fraction=0.0,
+            report=False,
+            **words,
+        )
+    except Error:
+        if not diverged(out):
+            raise
+        metrics: dict[str, Any] = {"failed": "its numbers were no longer finite", "top1": None}
+        return {"id": point.id, "config": config, "seed": point.seed, "metrics": metrics}
     about = json.loads((out / "config.json").read_text())["vitrail"]
     metrics = {
         **_told(out, about),
@@ -96,7 +111,6 @@ def perform(
     }
     if point.choose:
         metrics["chosen"] = chosen_settings(point, trials)
-    config = point.to_json()
     return {"id": point.id, "config": config, "seed": point.seed, "metrics": metrics}
 
 
@@ -116,8 +130,8 @@ def _told(out: Path, about: Mapping[str, Any]) -> dict[str, Any]:
     ledger, best = about["ledger"], about["best"]
     losses = [record["loss"] for record in records.read("step")]
     last = [loss for loss in losses[-max(1, len(losses) // 10) :] if loss is not None]
-    done = list(records.read("done"))[0]
-    total = list(records.read("start"))[0]["steps"]
+    done = next(iter(records.read("done")))
+    total = next(iter(records.read("start")))["steps"]
     val = about["metrics"].get("val", {})
     return {
         "val_top1": (best.get("val") or {}).get("top1"),
@@ -165,6 +179,6 @@ def _few_shots(
     return {str(k): float(mean) for k, mean in zip(result.shots, result.mean, strict=True)}
 
 
-def _listed(value: Any) -> Any:
+def listed(value: Any) -> Any:
     """Lists as the tuples that configurations hold."""
-    return tuple(_listed(item) for item in value) if isinstance(value, list | tuple) else value
+    return tuple(listed(item) for item in value) if isinstance(value, list | tuple) else value

@@ -31,7 +31,7 @@ from vitrail.studies.definition import (
 )
 from vitrail.studies.effects import show
 from vitrail.studies.folder import safe_id
-from vitrail.studies.grid import candidates, fixed_settings
+from vitrail.studies.grid import candidates, check_words, fixed_settings
 from vitrail.training.recipe import Duration, Model, Recipe, with_settings
 
 OWN = "changes"  # the name of the user's own comparison
@@ -46,6 +46,7 @@ def define(ask: Ask) -> Definition:
     Raises:
         Error: an unknown comparison, a model that it cannot be put to, a change that cannot be.
     """
+    check_words(ask, "ablation")
     wanted = [_known(name) for name in dict.fromkeys(ask.axes)]
     if ask.changes:
         wanted.append(_own(ask.changes))
@@ -235,27 +236,28 @@ class _Plan:
         with_settings(put.recipe, settings)  # what is wrong is said before any run
         rates: dict[str, list[str]] = {}
         for multiple in variant.rates or (None,):
-            rate = settings.get("optim.lr", put.recipe.optim.lr)
-            if multiple is not None:
-                rate = float(f"{multiple * put.recipe.optim.lr:.2g}")
-                settings = {**settings, "optim.lr": rate}
+            rate, swept = settings.get("optim.lr", put.recipe.optim.lr), dict(settings)
+            if multiple is not None and multiple != 1:
+                rate = swept["optim.lr"] = float(f"{multiple * put.recipe.optim.lr:.2g}")
             run = Point(
-                id=safe_id(put.title, variant.label, *([f"{rate:g}"] if multiple else [])),
+                id=safe_id(put.title, variant.label, *([f"{rate:.2g}"] if multiple else [])),
                 line=f"{put.title}: {variant.label}",
                 model=put.base.model,
                 config=config,
                 recipe=self.ask.recipe or "scratch",
-                settings=settings,
+                settings=swept,
                 images=self._images(put),
                 image_size=self.ask.image_size,
                 duration=self.duration,
                 axes={"comparison": put.title, "variant": variant.label, "rate": rate},
             )
-            rates[f"{rate:g}"] = [self._run(run, seed, put, variant) for seed in self.ask.all_seeds]
+            rates[f"{rate:.2g}"] = [
+                self._run(run, seed, put, variant) for seed in self.ask.all_seeds
+            ]
         return {
             "label": variant.label,
             "rates": rates,
-            "cell": variant.cell,
+            "cell": None if variant.cell is None else list(variant.cell),
             "published": variant.published,
         }
 

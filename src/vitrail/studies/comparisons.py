@@ -137,12 +137,17 @@ def _projections(fields: Fields) -> Sequence[Variant]:
     Published for three stages alone.
     """
     stages = len(fields["depths"])
+
+    def mixed(n: int) -> list[str]:
+        return ["convolution"] * n + ["linear"] * (stages - n)
+
+    words = ("convolution", "linear")
     published = (0.806, 0.808, 0.810, 0.816) if stages == 3 else (None,) * (stages + 1)
-    words = {0: "no stage", 1: "stage 1", stages: "all stages"}
+    labels = {0: "no stage", 1: "stage 1", stages: "all stages"}
     return [
         Variant(
-            label=words.get(n, f"stages 1 to {n}"),
-            config={"projections": ("convolution",) * n + ("linear",) * (stages - n)},
+            label=labels.get(n, f"stages 1 to {n}"),
+            config={"projections": words[n == 0] if n in (0, stages) else mixed(n)},
             published=published[n],
         )
         for n in range(stages, -1, -1)

@@ -60,6 +60,11 @@ class StudyData:
             rows = np.setdiff1d(np.arange(len(self.train)), rows)
         return self.train.subset(rows)
 
+    def images_of(self, images: int | None, rest: bool = False) -> int:
+        """How many pictures a run learns from, as of `subset`."""
+        whole = len(self.train)
+        return whole - (images or whole) if rest else images or whole
+
     def decoded(self, largest: int | None, seeds: Sequence[int]) -> "StudyData":
         """The same with the pictures in memory, where they are small and of one size.
 

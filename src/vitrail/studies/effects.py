@@ -47,7 +47,7 @@ def show(definition: Definition, records: Sequence[Record], intervals: bool) -> 
     tables: list[Table] = []
     figures: list[Figure] = []
     facts: dict[str, Any] = {}
-    shapes: dict[str, list[Row]] = {}
+    shapes: dict[str, tuple[list[Row], str]] = {}
     for told in definition.facts["comparisons"]:
         rows = [_row(variant, by_id) for variant in told["variants"]]
         measured = _measure(rows)
@@ -58,7 +58,7 @@ def show(definition: Definition, records: Sequence[Record], intervals: bool) -> 
         if any(row.cell for row in rows):
             tables.append(_crossed(told, rows, name, intervals))
         if told["name"] in SHAPES:
-            shapes[told["title"]] = rows
+            shapes[told["title"]] = rows, name
         figures += _figures(told, rows, name, words)
         answer += _answer(told, rows, name)
         facts[told["title"]] = _facts(rows, name)
@@ -177,10 +177,14 @@ def _figures(told: Mapping[str, Any], rows: Sequence[Row], name: str, words: str
         caption = f"{told['asks']} Accuracy on {words} pictures over the learning rate."
         found.append(Figure(f"ablation-{slug}-rates", svg, caption))
     gaps = [(row.label, _gap(row, rows[0], name)) for row in rows[1:]]
-    drawn = [(label, gap.mean, gap.low, gap.high) for label, gap in gaps if gap is not None]
+    drawn = [
+        (label, 100 * gap.mean, gap.low and 100 * gap.low, gap.high and 100 * gap.high)
+        for label, gap in gaps
+        if gap is not None
+    ]
     if drawn:
         svg = interval_chart(
-            [(label, *(None if x is None else 100 * x for x in xs)) for label, *xs in drawn],
+            drawn,
             title=f"{told['title']}: differences to {rows[0].label}",
             x_label=f"points above {rows[0].label}",
         )
@@ -192,14 +196,14 @@ def _figures(told: Mapping[str, Any], rows: Sequence[Row], name: str, words: str
     return found
 
 
-def _shapes(shapes: Mapping[str, Sequence[Row]]) -> Figure:
+def _shapes(shapes: Mapping[str, tuple[Sequence[Row], str]]) -> Figure:
     """Depth, widths and patches over what they cost, as in the paper's appendix D.2."""
     curves = []
-    for title, rows in list(shapes.items())[:MOST]:
+    for title, (rows, name) in list(shapes.items())[:MOST]:
         points = [
             (row.figure("macs") / 1e6, mean)
             for row in rows
-            if row.figure("macs") and (mean := mean_of(row.runs, "top1")) is not None
+            if row.figure("macs") and (mean := mean_of(row.runs, name)) is not None
         ]
         if points:
             curves.append(curve(title, points))
@@ -213,7 +217,7 @@ def _shapes(shapes: Mapping[str, Sequence[Row]]) -> Figure:
         x_ticks=sorted({x for line in curves for x in line.x}),
         size=(520, 320),
     )
-    return Figure("ablation-shape", svg, "Test accuracy over the compute of one picture.")
+    return Figure("ablation-shape", svg, "Accuracy over the compute of one picture.")
 
 
 def _answer(told: Mapping[str, Any], rows: Sequence[Row], name: str) -> list[str]:

@@ -3,14 +3,17 @@
 The CvT paper chose for every block of CvT-13 a stride of keys and values, 1 or 2, and an MLP ratio,
 2 or 4, by a search (DA-NAS) whose outcome and weights were never published. Here architectures
 of the space are drawn, each is trained for a short time, and the ones that nothing cheaper is as
-good as are shown. A uniform draw of every block would give nearly the same compute each time (the
-sum of many coins), so a sample first draws how much it leans to either choice, uniformly, and then
-every block by that. The two corners of the space, the authors' CvT-13 and the paper's sentence
-about its find are always among the candidates, as far as the limit lets them.
+good as are shown. A front is seen where candidates lie along the whole of the compute, and drawing
+every block by a coin leaves its ends empty; so a sample first draws a compute, evenly up to the
+limit, and is then the nearest to it of a few random architectures. The two corners of the space,
+the authors' CvT-13 and the paper's sentence about its find are always among the candidates, as far
+as the limit lets them.
 """
 
 import random
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -35,12 +38,13 @@ from vitrail.studies.definition import (
 )
 from vitrail.studies.effects import plain
 from vitrail.studies.folder import safe_id
-from vitrail.studies.grid import candidates, fixed_settings, mean_of
+from vitrail.studies.grid import candidates, check_words, fixed_settings, mean_of
 from vitrail.studies.statistics import Mean, pareto
 
 STRIDES, RATIOS = (1, 2), (2.0, 4.0)
 SAMPLES = 16
-TRIES = 1000  # draws a sample, before the limit is called too low
+DRAWS = 12  # architectures, of which the nearest to the compute wanted is a sample
+TRIES = 200  # times so many a sample, before there are fewer samples than asked for
 SEEN, MOST_SEEN = 5, 100_000  # pictures that a candidate sees: so often each, up to so many
 FEWEST = 10  # architectures, to say what a choice is worth
 
@@ -51,10 +55,13 @@ def define(ask: Ask) -> Definition:
     Raises:
         Error: another family than CvT, more than one model, or a limit below the whole space.
     """
+    check_words(ask, "search")
     base = _base(ask)
     config = _config(base, ask)
-    found = sample(config, ask.samples or SAMPLES, ask.limit, ask.first_seed)
-    images = ask.sizes[0] if ask.sizes and ask.sizes[0] else None
+    found = sample(
+        config, SAMPLES if ask.samples is None else ask.samples, ask.limit, ask.first_seed
+    )
+    images, macs = ask.sizes[0] if ask.sizes and ask.sizes[0] else None, Compute(config)
     seen = min(MOST_SEEN, SEEN * (images or ask.train_images))
     points = tuple(
         Point(
@@ -68,7 +75,7 @@ def define(ask: Ask) -> Definition:
             image_size=ask.image_size,
             duration=(ask.durations or (f"{seen} examples",))[0],
             seed=seed,
-            axes={"macs": cost(_with(config, choice)).macs},
+            axes={"macs": macs(choice)},
         )
         for name, choice in found.items()
         for seed in ask.all_seeds
@@ -116,16 +123,16 @@ def sample(config: CvTConfig, count: int, limit: float | None, seed: int) -> dic
     """
     if count < 1:
         raise Error(f"search takes at least one sample, not {count}")
-    cheapest = _uniform(config, 2, 2.0)
-    least = cost(_with(config, cheapest)).macs
+    cheapest, macs = _uniform(config, 2, 2.0), Compute(config)
+    least = macs(cheapest)
     if limit is not None and limit < least:
         raise Error(
-            f"--max-macs {limit:g} is below the cheapest architecture of the space, which takes "
-            f"{least:g}"
+            f"--max-macs {limit:,.0f} is below the cheapest architecture of the space, which takes "
+            f"{least:,}"
         )
 
     def allowed(choice: Choice) -> bool:
-        return limit is None or cost(_with(config, choice)).macs <= limit
+        return limit is None or macs(choice) <= limit
 
     named = {
         "stride 2, ratio 2": cheapest,
@@ -139,29 +146,36 @@ def sample(config: CvTConfig, count: int, limit: float | None, seed: int) -> dic
         if repr(choice) not in taken and allowed(choice):
             found[name] = choice
             taken.add(repr(choice))
-    draws, drawn = random.Random(seed), 0
-    whole = 4 ** sum(config.depths)
+    draws = random.Random(seed)
+    most = macs(_uniform(config, 1, 4.0))
+    top = most if limit is None else min(most, limit)
+    whole, drawn = 4 ** sum(config.depths), 0
     for _ in range(TRIES * count):
         if drawn == count or len(taken) == whole:
             break
-        choice = _draw(config, draws)
-        if repr(choice) not in taken and allowed(choice):
+        target = draws.uniform(least, top)
+        lean = (target - least) / (most - least)
+        near = [_draw(config, draws, lean) for _ in range(DRAWS)]
+        near = [choice for choice in near if repr(choice) not in taken and allowed(choice)]
+        if near:
             drawn += 1
+            choice = min(near, key=lambda one: abs(macs(one) - target))
             found[f"sample {drawn:03d}"] = choice
             taken.add(repr(choice))
     return found
 
 
-def _draw(config: CvTConfig, draws: random.Random) -> Choice:
-    lean = (draws.random(), draws.random())
+def _draw(config: CvTConfig, draws: random.Random, lean: float) -> Choice:
+    """Every block's options by chance: the costlier ones about as often as ``lean`` says."""
+    leans = [min(1.0, 2 * lean * draws.random()) for _ in range(2)]
 
-    def each(options: Sequence[Any], towards: float) -> tuple[tuple[Any, ...], ...]:
+    def each(cheap: float, costly: float, often: float) -> tuple[tuple[Any, ...], ...]:
         return tuple(
-            tuple(options[draws.random() < towards] for _ in range(depth))
+            tuple(costly if draws.random() < often else cheap for _ in range(depth))
             for depth in config.depths
         )
 
-    return {"kv_strides": each(STRIDES, lean[0]), "mlp_ratios": each(RATIOS, lean[1])}
+    return {"kv_strides": each(2, 1, leans[0]), "mlp_ratios": each(2.0, 4.0, leans[1])}
 
 
 def _uniform(config: CvTConfig, stride: int, ratio: float) -> Choice:
@@ -185,10 +199,44 @@ def _sentence(config: CvTConfig) -> Choice:
     }
 
 
-def _with(config: CvTConfig, choice: Choice) -> CvTConfig:
-    from dataclasses import replace
+class Compute:
+    """The multiply-adds of an architecture: what a block's choice adds hangs on no other block.
 
-    return replace(config, **choice)
+    So they are counted once for every block and pair of options, and then summed.
+    """
+
+    def __init__(self, config: CvTConfig):
+        least = _uniform(config, 2, 2.0)
+        self.least = _macs(config, least)
+        self.more: dict[tuple[int, int, int, float], int] = {}
+        for stage, depth in enumerate(config.depths):
+            for block, stride, ratio in product(range(depth), STRIDES, RATIOS):
+                one = {
+                    "kv_strides": _replaced(least["kv_strides"], stage, block, stride),
+                    "mlp_ratios": _replaced(least["mlp_ratios"], stage, block, ratio),
+                }
+                self.more[stage, block, stride, ratio] = _macs(config, one) - self.least
+
+    def __call__(self, choice: Choice) -> int:
+        """Of one architecture."""
+        return self.least + sum(
+            self.more[stage, block, stride, ratio]
+            for stage, (strides, ratios) in enumerate(
+                zip(choice["kv_strides"], choice["mlp_ratios"], strict=True)
+            )
+            for block, (stride, ratio) in enumerate(zip(strides, ratios, strict=True))
+        )
+
+
+def _replaced(values: Any, stage: int, block: int, value: float) -> Any:
+    rows = [list(row) for row in values]
+    rows[stage][block] = value
+    return tuple(map(tuple, rows))
+
+
+def _macs(config: CvTConfig, choice: Choice) -> int:
+    chosen: Any = replace(config, **choice)
+    return cost(chosen).macs
 
 
 def written(values: Sequence[Sequence[float]]) -> str:

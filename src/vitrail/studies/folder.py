@@ -21,6 +21,7 @@ import functools
 import json
 import os
 import re
+import secrets
 import socket
 import threading
 import time
@@ -202,7 +203,7 @@ class StudyFolder:
 
     def _now(self) -> float:
         """The time by the file system's clock, which claims are touched by."""
-        path = self.claims / f".now-{os.getpid()}-{threading.get_ident()}"
+        path = self.claims / f".now-{secrets.token_hex(8)}"
         try:
             path.touch()
             return path.stat().st_mtime
@@ -267,8 +268,8 @@ def _link_whole(path: Path, text: str) -> bool:
 
 
 def _settle(path: Path, text: str, put: Callable[[Path, Path], None]) -> None:
-    # Staged under a name of this process's own: several write into this folder at a time.
-    staged = path.parent / f".{path.name}-{socket.gethostname()}-{os.getpid()}"
+    # Staged under a name of its own: several processes write into this folder at a time.
+    staged = path.parent / f".{path.name}-{secrets.token_hex(8)}"
     try:
         with staged.open("wb") as file:
             file.write(text.encode())

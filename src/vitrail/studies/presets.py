@@ -134,12 +134,9 @@ SMALL = (
 )
 GROWING = (
     vit("ViT 8/48/3", 8, 48, 3, 3),
-    vit("ViT 8/64/4", 8, 64, 4, 2),
     vit("ViT 4/48/3", 4, 48, 3, 3),
-    bit("BiT 1", [1], [128]),
     bit("BiT 1-1-1", [1, 1, 1], [128, 128, 256]),
     bit("BiT 2-2-2", [2, 2, 2], [128, 128, 256]),
-    hybrid("hybrid 48/2", [1, 1], 48, 2, 3),
     hybrid("hybrid 64/3", [1, 1], 64, 3, 2),
     cvt("CvT 1-1-1", [1, 1, 1], [16, 32, 64], [1, 2, 4]),
     cvt("CvT 1-1-2", [1, 1, 2], [32, 64, 128], [1, 2, 4]),
@@ -154,7 +151,8 @@ DATA_SIZE = Presets(
             SMALL,
             {
                 "image_size": 32,
-                "batch_size": 64,
+                "batch_size": 32,
+                "settings": {"optim.lr": 0.003},
                 "sizes": (500, 2000, 8000, 20000),
                 "durations": ("20000 examples",),
             },
@@ -180,7 +178,8 @@ SCALING = Presets(
             GROWING,
             {
                 "image_size": 32,
-                "batch_size": 64,
+                "batch_size": 32,
+                "settings": {"optim.lr": 0.003},
                 "durations": ("6000 examples", "12000 examples", "24000 examples"),
             },
         ),

@@ -269,7 +269,7 @@ def interval_chart(
     *,
     title: str,
     x_label: str,
-    width: int = 520,
+    width: int = 440,
 ) -> str:
     """Draw values below each other, each with its interval, beside a line at nothing.
 

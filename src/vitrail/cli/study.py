@@ -23,10 +23,10 @@ def study(
     first_seed: Annotated[int, arg("N")] = 0,
     preset: Annotated[str, arg("NAME")] = "",
     mode: Annotated[str, arg("fixed|tuned")] = "",
-    axes: Annotated[tuple[str, ...], arg("NAME")] = (),
-    changes: Annotated[tuple[str, ...], arg("LABEL:KEY=VALUE")] = (),
+    axis: Annotated[tuple[str, ...], arg("NAME")] = (),
+    change: Annotated[tuple[str, ...], arg("LABEL:KEY=VALUE")] = (),
     samples: Annotated[int | None, arg("N")] = None,
-    limit: Annotated[float | None, arg("MACS")] = None,
+    max_macs: Annotated[float | None, arg("MACS")] = None,
     recipe: Annotated[str, arg("NAME")] = "",
     image_size: Annotated[int | None, arg("PIXELS")] = None,
     batch_size: Annotated[int | None, arg("N")] = None,
@@ -66,10 +66,13 @@ def study(
         preset: A list of models and sizes by name: quick, page; of scaling also paper.
         mode: Of data-size: fixed hyper-parameters with early stopping, or tuned for every size and
             then fine-tuned.
-        axes: Of ablation: which comparisons.
-        changes: Of ablation: comparisons of your own.
-        samples: Of search: how many architectures.
-        limit: Of search: the most multiply-adds.
+        axis: Of ablation, one or more of: pooling, position, optimizer, depth, width, mlp_width,
+            patch, cvt_embedding, cvt_projection, cvt_position, cvt_kv_stride, botnet, t2t,
+            averaging, self_supervised. `--axis list` says what each asks.
+        change: Of ablation: a change of your own, "LABEL:KEY=VALUE KEY=VALUE", or a file of JSON,
+            {"LABEL": {"KEY": VALUE}}; as many as there are.
+        samples: Of search: how many architectures are drawn; 16 by default.
+        max_macs: Of search: the most multiply-adds of an architecture, as 4e6.
         recipe: Of every run; scratch by default.
         image_size: Pixels; the models' own, or small pictures' own, by default.
         batch_size: Images a step; the recipe's by default.
@@ -91,6 +94,12 @@ def study(
     from vitrail.studies.study import figures_only as draw
     from vitrail.studies.study import study as work
 
+    if "list" in axis:
+        from vitrail.studies.comparisons import COMPARISONS
+
+        for one in COMPARISONS.values():
+            print(f"{one.name:<16} {one.asks} ({', '.join(one.families)})")
+        return 0
     if figures_only:
         summary = draw(kind, out, intervals=intervals or None, command=again())
     else:
@@ -101,14 +110,14 @@ def study(
             seeds=seeds,
             first_seed=first_seed,
             mode=mode,
-            axes=axes,
+            axes=axis,
             recipe=recipe,
             settings=settings(set),
             image_size=image_size,
             batch_size=batch_size,
             preset=preset,
-            limit=limit,
-            changes=changes,
+            limit=max_macs,
+            changes=change,
             samples=samples,
         )
         summary = work(

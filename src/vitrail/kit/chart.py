@@ -262,3 +262,67 @@ def _inline(svg: str, label: str) -> str:
     svg = re.sub("#0[0-9a-f]{5}", lambda color: _THEME.get(color[0], color[0]), svg)
     svg = re.sub(r"\s*\n\s*", "\n", svg).strip()
     return svg.replace("<svg", f'<svg role="img" aria-label="{html.escape(label)}"', 1)
+
+
+def interval_chart(
+    rows: Sequence[tuple[str, float, float | None, float | None]],
+    *,
+    title: str,
+    x_label: str,
+    width: int = 520,
+) -> str:
+    """Draw values below each other, each with its interval, beside a line at nothing.
+
+    Args:
+        rows: name, value, and the ends of its interval, None for none; from the top down.
+        title: says what is drawn, for a screen reader; the page prints its own caption.
+        x_label: what the values are, and in what.
+        width: in the units of the SVG; the height follows from the rows.
+
+    Returns:
+        An ``<svg>`` element as text, to be put into a page by `page.Blocks.charts`.
+    """
+    if not rows:
+        raise ValueError("a chart of intervals holds at least one row")
+    with _matplotlib() as matplotlib:
+        from matplotlib.backends.backend_svg import FigureCanvasSVG
+        from matplotlib.figure import Figure
+        from matplotlib.ticker import FuncFormatter, MaxNLocator
+
+        matplotlib.rcParams.update(
+            {
+                "svg.fonttype": "none",
+                "svg.hashsalt": title,
+                "font.size": 12,
+                "font.family": "DejaVu Sans",
+            }
+        )
+        height = 60 + 26 * len(rows)
+        figure = Figure(figsize=(width / 72, height / 72), dpi=72, layout="constrained")
+        FigureCanvasSVG(figure)
+        axes = figure.add_subplot()
+        for place, (_, value, low, high) in enumerate(rows):
+            if low is not None and high is not None:
+                axes.plot([low, high], [place, place], color=_SERIES[0], linewidth=1.6)
+            axes.plot([value], [place], color=_SERIES[0], marker="o", markersize=6)
+        axes.axvline(0, color=_QUIET, linewidth=0.8)
+        axes.spines[["top", "right", "left"]].set_visible(False)
+        axes.spines["bottom"].set_color(_FAINT)
+        axes.grid(axis="x", color=_FAINT, linewidth=0.8)
+        axes.set_axisbelow(True)
+        axes.tick_params(colors=_QUIET, length=0, pad=5)
+        axes.set_ylim(len(rows) - 0.5, -0.5)
+        names = [textwrap.shorten(name, LONGEST_NAME, placeholder="...") for name, *_ in rows]
+        axes.set_yticks(range(len(rows)), [name.replace("$", r"\$") for name in names])
+        axes.margins(x=0.06)
+        axes.xaxis.set_major_locator(MaxNLocator(5))
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:+.3g}" if x else "0"))
+        axes.set_xlabel(x_label, color=_QUIET)
+        written = io.StringIO()
+        nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
+        figure.savefig(written, format="svg", metadata=nothing, transparent=True)
+    told = "; ".join(
+        f"{name}: {value:+.3g}" + ("" if low is None else f" ({low:+.3g} to {high:+.3g})")
+        for name, value, low, high in rows
+    )
+    return _inline(written.getvalue(), f"{title}. {told}.")

@@ -45,11 +45,25 @@ class StudyData:
         picture = decode(first) if isinstance(first, bytes) else first
         return min(picture.shape[:2])
 
-    def subset(self, images: int | None, seed: int) -> Source:
-        """The training pictures of a run."""
+    def subset(self, images: int | None, seed: int, rest: bool = False) -> Source:
+        """The training pictures of a run: a subset, or with ``rest`` all that it does not hold.
+
+        Raises:
+            Error: what `subset_rows` raises, or the rest of all pictures.
+        """
         if images is None or images == len(self.train):
+            if rest:
+                raise Error("a run learns from the pictures outside of a subset that holds all")
             return self.train
-        return self.train.subset(subset_rows(self.train, images, seed))
+        rows = subset_rows(self.train, images, seed)
+        if rest:
+            rows = np.setdiff1d(np.arange(len(self.train)), rows)
+        return self.train.subset(rows)
+
+    def images_of(self, images: int | None, rest: bool = False) -> int:
+        """How many pictures a run learns from, as of `subset`."""
+        whole = len(self.train)
+        return whole - (images or whole) if rest else images or whole
 
     def decoded(self, largest: int | None, seeds: Sequence[int]) -> "StudyData":
         """The same with the pictures in memory, where they are small and of one size.

@@ -34,6 +34,7 @@ class Point:
         settings: fields of the recipe that are changed, by dotted names.
         images: how many of the training pictures, a nested subset with as many of every class
             (`subsets`); None for all.
+        rest: it learns from the training pictures that this subset does not hold.
         image_size: pixels; None for the model's own.
         duration: ``500 steps``, ``3 epochs`` or ``20000 examples``; empty for the recipe's own.
         seed: of the weights, the order and the subset.
@@ -53,6 +54,7 @@ class Point:
     recipe: str = "scratch"
     settings: Mapping[str, Any] = field(default_factory=dict)
     images: int | None = None
+    rest: bool = False
     image_size: int | None = None
     duration: str = ""
     seed: int = 0

@@ -108,7 +108,7 @@ def recipe_of(point: Point, data: StudyData) -> Recipe:
     name, _, variant = point.recipe.partition(":")
     situation = Situation(
         model=Model(name=full, image_size=size),
-        examples=point.images or len(data.train),
+        examples=data.images_of(point.images, point.rest),
         classes=len(data.train.classes),
         duration=early.duration if "duration" in settings else None,
         batch_size=early.batch_size if "batch_size" in settings else None,
@@ -132,7 +132,7 @@ def planned(point: Point, data: StudyData, shots: Sequence[int] = ()) -> Planned
         fields["image_size"] = recipe.model.image_size
     config = checked_config(FAMILIES[entry.family][0], fields)
     macs = cost(config).macs
-    length = lengths(recipe, point.images or len(data.train), Options())
+    length = lengths(recipe, data.images_of(point.images, point.rest), Options())
     images = length.total * recipe.batch_size
     looks = math.ceil(length.total / length.eval_every)
     seen = looks * len(data.val) if data.val is not None else 0

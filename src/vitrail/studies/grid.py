@@ -26,6 +26,25 @@ def candidates(ask: Ask, default: Sequence[str]) -> list[Candidate]:
     return found
 
 
+def check_words(ask: Ask, kind: str) -> None:
+    """Refuse what a kind would otherwise pass over in silence.
+
+    Raises:
+        Error: a preset or a mode, or what belongs to another kind.
+    """
+    strange = {
+        "--preset": ask.preset,
+        "--mode": ask.mode,
+        "--axis": kind != "ablation" and ask.axes,
+        "--change": kind != "ablation" and ask.changes,
+        "--samples": kind != "search" and ask.samples is not None,
+        "--max-macs": kind != "search" and ask.limit is not None,
+    }
+    for flag, given in strange.items():
+        if given:
+            raise Error(f"{kind} has no {flag}: leave it out")
+
+
 def fixed_settings(ask: Ask) -> dict[str, Any]:
     """Recipe settings that a controlled comparison pins, so that none follows a run's length.
 

@@ -199,7 +199,7 @@ def _do(
 
 def decoded(opened: StudyData, definition: Definition) -> StudyData:
     """The data with the pictures that a study's runs use in memory, if they are small."""
-    sizes = [point.images for point in definition.points]
+    sizes = [None if point.rest else point.images for point in definition.points]
     largest = None if None in sizes or definition.shots else max(size or 0 for size in sizes)
     return opened.decoded(largest, sorted({point.seed for point in definition.points}))
 

@@ -82,7 +82,7 @@ def perform(
     trials = [folder.record(id) for id in point.choose]
     words = words_of(point, trials)
     out = folder.runs / point.id
-    splits = {"train": data.subset(point.images, point.seed)}
+    splits = {"train": data.subset(point.images, point.seed, point.rest)}
     if data.val is not None:
         splits["val"] = data.val
     start = None if point.start is None else folder.runs / point.start

@@ -3,8 +3,8 @@
     python benchmarks/studies.py [--quick] [--only PIECE ...] [--data ../shared/data/cifar10]
                                  [--out runs/studies] [--jobs 2] [--draw]
 
-Pieces: data-size, scaling, ablation, resolution, fashion (trainings, each a study of its own, killed
-and gone on with as any other) and looks (what is measured on the models that those left: attention,
+Pieces: data-size, scaling, ablation, resolution, fashion (trainings, each a study of its own that
+may be killed and goes on) and looks (what is measured on the models that those left: attention,
 positions, shifts, sizes, latency). `claims.json` in --out has each piece's figures; with --draw the
 page's pictures in docs/pictures/studies/ are made anew from the records.
 --quick does all of it at a size that shows nothing but that it works.
@@ -35,9 +35,8 @@ from vitrail.inspection.attention import attention_distance
 from vitrail.kit.chart import Line, line_chart
 from vitrail.models.base import ImageClassifier
 from vitrail.models.tape import Tape
-from vitrail.studies.data import StudyData, open_data
+from vitrail.studies.data import open_data
 from vitrail.studies.definition import Ask, Definition, Kind, Point, Record, Shown, Table, candidate
-from vitrail.studies.estimate import estimate
 from vitrail.studies.folder import StudyFolder, replace_whole
 from vitrail.studies.grid import fixed_settings, grouped, mean_of, paired
 from vitrail.studies.page import standalone, write_report
@@ -184,14 +183,10 @@ def resolution(page: Page) -> dict[str, Any]:
     folder = StudyFolder(page.out / "resolution")
     data = open_data(page.data, HELD_OUT, page.test)
     folder.open(definition, data.identity)
-    if set(estimate_ids(definition)) - folder.recorded():
+    if {point.id for point in points} - folder.recorded():
         take_runs(definition, decoded(data, definition), folder, told=told(folder))
     folder.compose()
     return write_report(folder, Kind("resolution", "Resolution", _no_define, _show_resolution))
-
-
-def estimate_ids(definition: Definition) -> list[str]:
-    return [point.id for point in definition.points]
 
 
 def told(folder: StudyFolder) -> Callable[[Point, float | None], None]:
@@ -370,7 +365,7 @@ def draw_positions(similar: np.ndarray) -> None:
 
 
 def permutation() -> dict[str, float]:
-    """The largest change of the logits when patches are permuted, in float64, every tensor random."""
+    """The largest change of the logits when patches are permuted, in float64, at random weights."""
     found = {}
     one = candidate(BASE)
     for position in ("none", "learned"):
@@ -526,8 +521,6 @@ def ratios(found: dict[str, Any]) -> dict[str, float]:
         if size in by_line["BiT ResNet"]
     }
 
-
-__all__ = ["StudyData", "estimate", "main"]
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -4,8 +4,8 @@ import json
 
 import numpy as np
 import pytest
-from tests.commands import call
 
+from tests.commands import call
 from vitrail.cli.arguments import gathered
 from vitrail.data.examples import ArraySource
 from vitrail.studies.definition import Ask

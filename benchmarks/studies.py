@@ -50,19 +50,20 @@ ROOT = Path(__file__).resolve().parents[1]
 PICTURES = ROOT / "docs" / "pictures" / "studies"
 HELD_OUT, TEST, QUICK_TEST = 0.02, 4000, 200
 BASE = vit("ViT", 4, 48, 3, 3)
+LIGHT = vit("ViT", 8, 48, 3, 3)
 CVT = SMALL[3]
 BOTNET = (
     "ResNet and BoTNet=botnet50_32:depths=[1,1,1]:widths=[64,128,256]:stem_width=32"
     ":attention_stride=1:heads=4"
 )
 AXES = {  # comparison: the model that it is put to, and the pictures that a run sees
-    "pooling": (BASE, 12_000),
-    "position": (BASE, 12_000),
     "cvt_embedding": (CVT, 12_000),
     "cvt_projection": (CVT, 12_000),
     "botnet": (BOTNET, 12_000),
-    "averaging": (BASE, 12_000),
-    "self_supervised": (BASE, 12_000),
+    "pooling": (LIGHT, 12_000),
+    "averaging": (LIGHT, 12_000),
+    "position": (BASE, 8_000),
+    "self_supervised": (LIGHT, 12_000),
 }
 SHIFTS, SIZES = (0, 2, 4, 6, 8), (16, 24, 32, 40, 48, 64)
 

@@ -132,6 +132,8 @@ def ablation(page: Page) -> dict[str, Any]:
     """Claims (c), (d), (g), (h), (i), (k), (p) and (q), each a study of its own."""
     found = {}
     for axis, (model, images) in AXES.items():
+        if page.quick and axis not in ("cvt_embedding", "botnet"):
+            continue
         ask = Ask(
             axes=(axis,),
             models=(model,),

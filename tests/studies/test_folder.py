@@ -136,6 +136,15 @@ def test_the_same_study_goes_on_and_another_is_refused_by_what_differs(folder):
         folder.open(definition(0, 1), {**DATA, "sha256": "1"})
 
 
+def test_a_study_from_before_a_field_was_added_goes_on(folder):
+    path = folder.path / "study.json"
+    body = json.loads(path.read_text())
+    for point in body["definition"]["points"]:
+        del point["rest"]
+    path.write_text(json.dumps({**body, "sha256": "of then"}))
+    folder.open(definition(0, 1), DATA)
+
+
 def test_a_folder_of_other_files_is_left_alone(tmp_path):
     (tmp_path / "letter.txt").write_text("dear")
     with pytest.raises(Error, match=r"holds other files \(letter.txt\) and no study"):

@@ -98,7 +98,13 @@ class StudyFolder:
         Raises:
             Error: there is none, or it cannot be read.
         """
-        return from_json(self._read()["definition"])
+        try:
+            return from_json(self._read()["definition"])
+        except (KeyError, TypeError):
+            raise Error(
+                f"{self.path / 'study.json'} is of no study that this version knows: give another "
+                "--out"
+            ) from None
 
     def held(self) -> bool:
         """Whether the folder holds a study."""
@@ -222,14 +228,14 @@ class StudyFolder:
             raise Error(f"{path} is damaged: give another --out") from None
 
     def _refuse_other(self, definition: Definition, data: Mapping[str, Any]) -> None:
-        before = self._read()
+        before, what = self._read(), "another study"
+        held = self.definition()  # with what later versions have added at its default
         if before.get("data") != (now := json.loads(json.dumps(data))):
-            changes, what = differences(before.get("data"), now), "on other data"
-        elif before.get("sha256") != definition.sha256:
-            changes, what = _changes(before.get("definition", {}), definition.to_json()), "another"
+            changes, what = differences(before.get("data"), now), "a study on other data"
+        elif held.sha256 != definition.sha256:
+            changes = _changes(held.to_json(), definition.to_json())
         else:
             return
-        what = "a study on other data" if what == "on other data" else "another study"
         raise Error(
             f"{self.path} holds {what} ({listing(changes, 3)}): repeat its command to go on with "
             "it, or give another --out"

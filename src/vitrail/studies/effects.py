@@ -1,7 +1,7 @@
 """What an ablation shows: a table for each comparison, differences paired by seed, figures, words.
 
-Of a variant with several rates the one counts that is best on validation, averaged over seeds; test
-pictures choose nothing.
+Of a variant with several rates the one counts that is best on validation, averaged over seeds, and
+at which no seed diverged; test pictures choose nothing.
 """
 
 from collections.abc import Mapping, Sequence
@@ -73,6 +73,9 @@ def _row(variant: Mapping[str, Any], by_id: Mapping[str, Record]) -> Row:
     }
     on_val = {rate: mean_of(found, "val_top1", False) for rate, found in runs.items()}
     known = {rate: mean.mean for rate, mean in on_val.items() if mean is not None}
+    # A rate at which a seed diverged is not chosen for the seeds that happened to come through.
+    steady = {rate for rate in known if not any(r["metrics"].get("failed") for r in runs[rate])}
+    known = {rate: mean for rate, mean in known.items() if rate in steady or not steady}
     rate = max(known, key=known.__getitem__) if known else next(iter(runs))
     cell = variant["cell"]
     return Row(

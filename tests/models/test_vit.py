@@ -35,7 +35,8 @@ def permuted(images: torch.Tensor, patch_size: int, order: torch.Tensor) -> torc
 @pytest.mark.parametrize("pool", ["token", "mean", "map"])
 def test_without_positions_the_order_of_patches_does_not_matter(pool):
     order = torch.randperm(16)
-    for position, same in [("none", True), ("learned", False), ("sincos2d", False)]:
+    places = ("learned", "learned2d", "relative", "sincos2d")
+    for position, same in [("none", True), *((place, False) for place in places)]:
         config = small(pool=pool, position=position, registers=2)
         model, images = random_model(config), images_for(config)
         with torch.no_grad():

@@ -31,6 +31,7 @@ from vitrail.cli.parse import parsed
 from vitrail.cli.plan import plan
 from vitrail.cli.predict import predict
 from vitrail.cli.probe import probe
+from vitrail.cli.study import study
 from vitrail.cli.train import train
 from vitrail.cli.verify import verify
 from vitrail.kit.errors import Error, did_you_mean
@@ -57,6 +58,7 @@ VERBS: dict[str, Callable[..., int]] = {
     "verify": verify,
     "plan": plan,
     "compare": compare,
+    "study": study,
 }
 
 

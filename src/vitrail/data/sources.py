@@ -7,7 +7,7 @@ say otherwise, sorted by the code points of their names ("10" before "2", "Z" be
 every machine and whatever the locale.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -37,7 +37,13 @@ __all__ = [
 
 DEMOS = {fashion.NAME: fashion.load}
 PIECES = {".tar": list_shards, ".parquet": list_parquet}
-Spec = str | Path | Source | tuple[np.ndarray, np.ndarray | Sequence[int] | Sequence[str]]
+Spec = (
+    str
+    | Path
+    | Source
+    | Mapping[str, Source]
+    | tuple[np.ndarray, np.ndarray | Sequence[int] | Sequence[str]]
+)
 
 
 def open_source(
@@ -98,8 +104,8 @@ def open_splits(
     Args:
         spec: a class folder, a CSV or JSONL file, tar shards or parquet files (a folder of them,
             a pattern such as ``shards/{000..012}.tar``, or one), ``hf:NAME``, ``demo:fashion``, a
-            source, or (images, labels) with images uint8 [n h w 3] or [n h w]. Data without
-            splits are all train.
+            source, sources by split, or (images, labels) with images uint8 [n h w 3] or [n h w].
+            Data without splits are all train.
         val_fraction: the share of every class of train that becomes val, if the data have no val
             of their own; 0: none is cut off.
         seed: of that cut.
@@ -153,6 +159,11 @@ def _found(
 ) -> dict[str, Source]:
     if isinstance(spec, Source):
         return {"train": spec if classes is None else spec.with_classes(classes)}
+    if isinstance(spec, Mapping):
+        return {
+            split: source if classes is None else source.with_classes(classes)
+            for split, source in spec.items()
+        }
     if isinstance(spec, tuple):
         return {"train": ArraySource(*spec, classes=classes)}
     name = str(spec)

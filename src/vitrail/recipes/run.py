@@ -81,6 +81,7 @@ def train(
     accept_other_data: bool = False,
     set: Mapping[str, Any] | None = None,
     record: Mapping[str, Any] | None = None,
+    report: bool = True,
     quiet: bool = True,
     command: str = "",
     track: str | None = None,
@@ -91,12 +92,14 @@ def train(
 
     Args:
         data: a class folder, a CSV or JSONL with path and label, tar shards, parquet,
-            ``hf:NAME``, ``demo:fashion``, a source, or (images, labels) as arrays.
+            ``hf:NAME``, ``demo:fashion``, a source, sources by split, or (images, labels) as
+            arrays.
         model: a name of the zoo; None for the one that ``weights`` holds, else
             ``vit_tiny_patch16_224``.
         out: the folder for the model, the records and the report.
         classes: class names in order, {name: number}, or a file of either.
         record: more facts for the ``vitrail`` section of the model folder's `config.json`.
+        report: write the page; a study of many short runs does without.
         quiet: say nothing on stderr.
         command: what the report gives as the way to go on.
         watch: another data set, whose few-shot accuracy is measured every ``watch_every`` steps (a
@@ -236,6 +239,7 @@ def train(
             data=facts,
             command=command,
             record=record or {},
+            report=report,
         )
 
 

@@ -90,6 +90,7 @@ def finish(
     data: Mapping[str, Any],
     command: str,
     record: Mapping[str, Any] | None = None,
+    report: bool = True,
 ) -> Run:
     """Measure the final weights, write the model folder and the report, and record the end.
 
@@ -100,6 +101,7 @@ def finish(
         data: what it learned from, for the folder and the report.
         command: to be shown as the way to go on.
         record: more facts for the model folder.
+        report: whether to write the page.
     """
     state, output, progress = session.state, session.output, session.state.progress
     recipe, workers = state.recipe, session.options.workers
@@ -136,7 +138,8 @@ def finish(
         if progress.best_step == progress.step:
             (output.path / BEST_FILE).unlink(missing_ok=True)  # it is the final one
         save_model(model, output.path, model.labels, details=details)
-        _report(session, model, results, ledger, data, command)
+        if report:
+            _report(session, model, results, ledger, data, command)
     unread = [f"{key} ({reason})" for key, reason in progress.skipped.items()]
     if unread:
         session.display.say(
@@ -150,7 +153,7 @@ def finish(
         steps_this_run=progress.step - steps_before,
         metrics=metrics,
         seconds=session.seconds(),
-        report=output.path / "report.html",
+        report=output.path / "report.html" if report else None,
     )
     output.metrics.write(
         "done",

@@ -17,9 +17,10 @@ def t2t_layers(config: T2TConfig, size: tuple[int, int]) -> list[Layer]:
     anatomy.add("images", (*size, c.in_channels))
     grids = c.grids(size)
     tokens = _performer if c.tokens == "performer" else _transformer
-    for i, (grid, width) in enumerate(zip(grids[:2], c.splits, strict=False)):
-        tokens(anatomy, c, i, prod(grid), width)
-    n, width = prod(grids[2]), c.splits[2]
+    *between, (grid, width) = zip(grids, c.splits, strict=True)
+    for i, (fine, inner) in enumerate(between):
+        tokens(anatomy, c, i, prod(fine), inner)
+    n = prod(grid)
     anatomy.linear("tokens_to_token.project", (n,), width, c.width, kept=n * width)
     anatomy.add("patches", (n, c.width))
     n += 1

@@ -315,3 +315,32 @@ def test_predict_takes_a_bundle(place):
     theirs, ours = (json.loads(text)["predictions"] for text in (out, expected))
     assert [p["label"] for p in theirs] == [p["label"] for p in ours]
     assert theirs[0]["probability"] == pytest.approx(ours[0]["probability"], abs=1e-5)
+
+
+@pytest.mark.parametrize("to", ["onnx", "openvino"])
+def test_a_graph_is_used_without_torch_and_answers_the_same(place, tmp_path, to):
+    """Its import takes more memory than most models do."""
+    images = sorted((place / "data").rglob("*.png"))[:5]
+    code = """
+import json, sys
+import vitrail
+classify = vitrail.Classifier(sys.argv[1], threads=1)
+answers = classify(sys.argv[2:], top_k=4)
+print(json.dumps([answers, classify.logits(sys.argv[2:]).tolist(), "torch" in sys.modules]))
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code, place / to, *images], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    answers, logits, has_torch = json.loads(done.stdout)
+    assert not has_torch
+    classify = vitrail.Classifier(place / to, threads=1)
+    assert np.array_equal(np.float32(logits), classify.logits(images))
+    rows = torch.from_numpy(np.float32(logits)) / classify.temperature
+    expected = rows.softmax(dim=-1).sort(descending=True)
+    assert [[label for label, _ in row] for row in answers] == [
+        [classify.labels[place] for place in row] for row in expected.indices.tolist()
+    ]
+    assert [p for row in answers for _, p in row] == pytest.approx(
+        expected.values.flatten().tolist(), abs=1e-6
+    )

@@ -18,7 +18,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from vitrail.export.graph import INPUT, OPSET, OUTPUTS
+from vitrail.export.names import INPUT, OPSET, OUTPUTS
 from vitrail.kit.errors import Error, listing
 from vitrail.kit.files import sha256_of
 from vitrail.kit.preprocess import Preprocessing

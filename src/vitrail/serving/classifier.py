@@ -1,14 +1,14 @@
 """The classifier: a model folder or a bundle behind one call, with the preprocessing it needs.
 
 Torch, ONNX Runtime and OpenVINO answer alike; a bundle's files are checked against their hashes
-before they are opened, so what is damaged is refused.
+before they are opened, so what is damaged is refused. An ONNX or OpenVINO bundle is used without
+torch, whose import alone takes 200 MB: all that needs it is imported where a model is opened.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
-import torch
 from PIL import Image
 
 from vitrail.data.decode import pixels_of
@@ -16,13 +16,8 @@ from vitrail.data.examples import read_file
 from vitrail.data.views import decode_for
 from vitrail.export.bundle import Manifest, check_files, is_bundle, read_manifest
 from vitrail.export.runtime import Runtime, TorchRuntime, open_graph
-from vitrail.kit.devices import pick_device
 from vitrail.kit.errors import Error
 from vitrail.kit.preprocess import Preprocessing
-from vitrail.models.base import Size, square_or_pair
-from vitrail.weights.folder import load_model
-from vitrail.weights.read import description_of
-from vitrail.weights.temperature import read_temperature
 
 Picture = str | Path | bytes | Image.Image | np.ndarray
 
@@ -97,6 +92,13 @@ class Classifier:
         which: str,
         name: str | None,
     ) -> Runtime:
+        import torch
+
+        from vitrail.kit.devices import pick_device
+        from vitrail.weights.folder import load_model
+        from vitrail.weights.read import description_of
+        from vitrail.weights.temperature import read_temperature
+
         if threads is not None:
             torch.set_num_threads(threads)
         where = pick_device(device)
@@ -115,9 +117,10 @@ class Classifier:
         return self._runtime.device
 
     @property
-    def image_size(self) -> Size:
-        """The model's input size."""
-        return square_or_pair(self.preprocessing.size)
+    def image_size(self) -> int | tuple[int, int]:
+        """The model's input size: one number, or (height, width) where they differ."""
+        height, width = self.preprocessing.size
+        return height if height == width else (height, width)
 
     def __call__(
         self, images: Picture | Iterable[Picture], top_k: int = 5
@@ -134,12 +137,25 @@ class Classifier:
         """
         if top_k < 1:
             raise Error(f"top_k must be at least 1, not {top_k}")
-        rows = torch.from_numpy(self.logits(images)) / self.temperature
-        chances = rows.sigmoid() if self.several else rows.softmax(dim=-1)
-        values, places = chances.topk(min(top_k, len(self.labels)), dim=-1)
+        return self.answers(self.logits(images), top_k)
+
+    def answers(self, logits: np.ndarray, top_k: int = 5) -> list[list[tuple[str, float]]]:
+        """What a call gives, from logits float32 [n k] of `logits` or `forward`.
+
+        Of equally likely labels the first in the model's order comes first.
+
+        Raises:
+            Error: ``top_k`` is below 1.
+        """
+        if top_k < 1:
+            raise Error(f"top_k must be at least 1, not {top_k}")
+        rows = logits / np.float32(self.temperature)
+        chances = _sigmoid(rows) if self.several else _softmax(rows)
+        places = np.argsort(-chances, axis=-1, kind="stable")[:, :top_k]
+        values = np.take_along_axis(chances, places, axis=-1)
         return [
-            [(self.labels[place], value) for place, value in zip(row, chances, strict=True)]
-            for row, chances in zip(places.tolist(), values.tolist(), strict=True)
+            [(self.labels[place], value) for place, value in zip(row, likely, strict=True)]
+            for row, likely in zip(places.tolist(), values.tolist(), strict=True)
         ]
 
     def logits(self, images: Picture | Iterable[Picture]) -> np.ndarray:
@@ -152,7 +168,18 @@ class Classifier:
         return np.concatenate(rows) if rows else np.zeros((0, len(self.labels)), np.float32)
 
     def _batch(self, images: Sequence[Picture]) -> np.ndarray:
-        pixels = np.stack([self.preprocessing.geometry(self._open(image)) for image in images])
+        return self.forward(np.stack([self.prepare(image) for image in images]))
+
+    def prepare(self, image: Picture) -> np.ndarray:
+        """One picture, as for a call, to the pixels that the model sees: uint8 [*size 3].
+
+        Raises:
+            Error: it cannot be read; a file's name is in the sentence.
+        """
+        return self.preprocessing.geometry(self._open(image))
+
+    def forward(self, pixels: np.ndarray) -> np.ndarray:
+        """Pictures made by `prepare`, uint8 [b *size 3], to logits float32 [b k], in one batch."""
         return self._runtime.logits(pixels)
 
     def _open(self, image: Picture) -> np.ndarray:
@@ -172,6 +199,16 @@ class Classifier:
         if isinstance(image, Image.Image):
             return pixels_of(image)
         raise Error(f"a picture is a file name, bytes, a PIL picture or an array, not {image!r}")
+
+
+def _softmax(rows: np.ndarray) -> np.ndarray:
+    powers = np.exp(rows - rows.max(axis=-1, keepdims=True))
+    return powers / powers.sum(axis=-1, keepdims=True)
+
+
+def _sigmoid(rows: np.ndarray) -> np.ndarray:
+    powers = np.exp(-np.abs(rows))  # never overflows
+    return np.where(rows >= 0, 1, powers) / (1 + powers)
 
 
 def _listed(images: Picture | Iterable[Picture]) -> Iterable[Picture]:

@@ -18,6 +18,7 @@ from vitrail.export.bundle import Manifest, check_files, is_bundle, read_manifes
 from vitrail.export.runtime import Runtime, TorchRuntime, open_graph
 from vitrail.kit.errors import Error
 from vitrail.kit.preprocess import Preprocessing
+from vitrail.serving.stream import Prediction, stream
 
 Picture = str | Path | bytes | Image.Image | np.ndarray
 
@@ -166,6 +167,30 @@ class Classifier:
         """
         rows = [self._batch(batch) for batch in _batches(_listed(images), self.batch_size)]
         return np.concatenate(rows) if rows else np.zeros((0, len(self.labels)), np.float32)
+
+    def stream(
+        self, images: Iterable[Picture], top_k: int = 5, workers: int | None = None
+    ) -> Iterator[Prediction]:
+        """Predictions one by one, in the order of the pictures; for any number of them.
+
+        The pictures are taken as they are needed, two batches ahead at the most, so a generator
+        that never ends will do, and memory does not grow. One that cannot be read gives a
+        prediction with an ``error``.
+
+        Args:
+            images: as for a call.
+            top_k: how many labels; at most the number of classes.
+            workers: threads that read, decode and resize; None for one a core; with 0 that is
+                done in between, by the thread that asks.
+
+        Returns:
+            An iterator of `Prediction`: ``path`` (None for what is no file), ``labels`` as for a
+            call, ``error`` (None, or the reason).
+
+        Raises:
+            Error: ``top_k`` or ``workers`` out of range.
+        """
+        return stream(self, _listed(images), top_k, workers)
 
     def _batch(self, images: Sequence[Picture]) -> np.ndarray:
         return self.forward(np.stack([self.prepare(image) for image in images]))

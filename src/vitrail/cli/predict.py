@@ -132,7 +132,7 @@ def _run(classify: Any, plan: Plan, out: Path | None, folder: bool, json: bool) 
     if count and tally.failed == count:
         print(f"error: none of the {count:,} pictures could be read", file=sys.stderr)
         return 2
-    _say(plan, tally, out, before)
+    _say(plan, tally, out, before, seconds)
     if json:
         print_json(_summary(plan, tally, out, before, seconds))
     return 0
@@ -140,7 +140,7 @@ def _run(classify: Any, plan: Plan, out: Path | None, folder: bool, json: bool) 
 
 def _told(progress: Progress | None) -> Told:
     def told(before: int, done: int, count: int) -> None:
-        if progress is not None:
+        if progress is not None and before + done < count:  # the end is said in other words
             if done == 1:
                 progress("predict", before, count)
             progress("predict", before + done, count)
@@ -148,7 +148,7 @@ def _told(progress: Progress | None) -> Told:
     return told
 
 
-def _say(plan: Plan, tally: Tally, out: Path | None, before: int) -> None:
+def _say(plan: Plan, tally: Tally, out: Path | None, before: int, seconds: float) -> None:
     if tally.failed:
         named = "; ".join(f"{path}: {reason}" for path, reason in tally.named)
         more = "" if tally.failed <= len(tally.named) else "; ..."
@@ -158,9 +158,12 @@ def _say(plan: Plan, tally: Tally, out: Path | None, before: int) -> None:
         )
     if out is not None:
         part = f", part {plan.share.i} of {plan.share.n}" if plan.share.n > 1 else ""
-        done = f" ({before:,} were there before)" if before else ""
+        now = tally.records - before
+        told = [f"{before:,} were there before"] if before else []
+        told += [f"{now / seconds:,.0f} images/s"] if now else []
         print(
-            f"{out} says what is on {tally.records - tally.failed:,} pictures{part}{done}",
+            f"{out} says what is on {tally.records - tally.failed:,} pictures{part}"
+            + (f" ({'; '.join(told)})" if told else ""),
             file=sys.stderr,
         )
 

@@ -23,6 +23,7 @@ from vitrail.serving.images import Share, digest_of
 from vitrail.serving.stream import Prediction
 
 FORMAT = 1
+SHOWN = ("temperature", "top", "form", "piece", "shards", "count")
 SAID = {  # what may differ from what the folder was begun with, in the user's words
     "model": "another model",
     "labels": "a model with other labels",
@@ -176,18 +177,15 @@ class Pieces:
                 f"{path} is damaged, so nobody can tell what {self.folder} was begun with: give "
                 "another --out"
             ) from None
-        now = self._begun_with
+        now, own = self._begun_with, path == self._record
         if number != FORMAT:
             return f"another version of Vitrail (format {number}, this one writes {FORMAT})"
         for key, words in SAID.items():
             if key in now and then.get(key) != now[key]:
-                short = all(isinstance(side, int) for side in (then.get(key), now[key]))
-                numbers = f" ({then[key]:,}, now {now[key]:,})" if short else ""
-                if key == "form":
-                    numbers = f" ({then.get(key)}, now {now[key]})"
-                return words + numbers
+                both = f" ({then.get(key)}, now {now[key]})" if key in SHOWN else ""
+                return words + both + (self._where(then) if own and key == "count" else "")
         if then.get("names") != now["names"]:
-            return f"other pictures{self._where(then) if path == self._record else ''}"
+            return f"other pictures{self._where(then) if own else ''}"
         return None
 
     def _where(self, then: dict[str, Any]) -> str:
@@ -195,8 +193,8 @@ class Pieces:
         for piece, theirs in zip(self.pieces, then.get("pieces", []), strict=False):
             if theirs != self._digest(piece):
                 first, last = self.names[piece[0]], self.names[piece[-1]]
-                return f": what differs lies between {first} and {last}"
-        return ", in another share"
+                return f", of which the first differs between {first} and {last}"
+        return ""
 
     def _there(self) -> Tally:
         """Count the pieces that are there.

@@ -233,6 +233,8 @@ def test_a_folder_takes_no_table_and_lies_outside_the_pictures(predict, pictures
     assert "takes csv, jsonl or parquet" in err
     _, err = call("predict", bundle, pictures, "--out", pictures / "found", status=2)
     assert "lies inside the data" in err
+    _, err = predict("--workers", -1, status=2)
+    assert "--workers is a number of threads from 0, not -1" in err
     _, err = call("predict", bundle, pictures, "--json", status=2)
     assert "needs --out" in err
     _, err = call("predict", bundle, pictures, "--format", "parquet", status=2)
@@ -330,6 +332,21 @@ def test_each_picture_exactly_once_after_kills(bundle, pictures, tmp_path):
     said, _ = call(*words, "--json")
     assert json.loads(said)["images_this_run"] == 1500 - 25 * there
     assert [row["path"] for row in records(out)] == listed(photos)
+    assert not list(out.glob(".*"))
+
+
+def test_a_stopped_run_says_how_far_it_came(bundle, pictures, tmp_path):
+    photos = copies(tmp_path / "photos", next(pictures.rglob("06.*")), 3000)
+    out = tmp_path / "out"
+    words = ["predict", bundle, photos, "--out", out, "--top", 1, "--piece-size", 10]
+    process = start(*words)
+    while process.poll() is None and not list(out.glob("predictions-*")):
+        time.sleep(0.002)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    there = len(list(out.glob("predictions-*")))
+    assert process.returncode == 130
+    assert f"stopped: {10 * there:,} of 3,000 pictures are done in {out}" in err
     assert not list(out.glob(".*"))
 
 

@@ -68,6 +68,8 @@ def predict(
     for flag, number in (("--top", top), ("--piece-size", piece_size)):
         if number < 1:
             raise Error(f"{flag} must be at least 1, not {number}")
+    if workers is not None and workers < 0:
+        raise Error(f"--workers is a number of threads from 0, not {workers}")
 
     from vitrail.serving.classifier import Classifier
     from vitrail.serving.images import find_images, read_share
@@ -96,9 +98,11 @@ def _target(out: str | None, form: str | None, json: bool) -> tuple[bool, str]:
         if form == "parquet":
             raise Error("parquet is written to a file or a folder: give --out")
         return False, form or "table"
-    from vitrail.serving.forms import ENDINGS
+    from vitrail.serving.forms import ENDINGS, schema
 
     path = Path(out)
+    if form == "parquet" or ENDINGS.get(path.suffix.lower()) == "parquet":
+        schema()  # which says what has to be installed for it
     folder = path.is_dir() or not (path.exists() or path.suffix) or out.endswith("/")
     if folder and form == "table":
         raise Error(f"--out {out} is a folder, which takes csv, jsonl or parquet, not table")

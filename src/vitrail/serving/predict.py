@@ -109,10 +109,11 @@ def predict_to_folder(classify: Classifier, plan: Plan, out: Path, told: Told) -
             for number in missing:
                 tally += pieces.write(number, itertools.islice(rows, len(pieces.pieces[number])))
         except KeyboardInterrupt:
-            left = sum(len(pieces.pieces[number]) for number in pieces.missing())
+            count = len(plan.places)
+            done = count - sum(len(pieces.pieces[number]) for number in pieces.missing())
             raise KeyboardInterrupt(
-                f"stopped: {len(plan.places) - left:,} of {len(plan.places):,} pictures are done in {out}, "
-                "and the same command goes on from there"
+                f"stopped: {done:,} of {count:,} pictures are done in {out}, and the same command "
+                "goes on from there"
             ) from None
     return tally, before
 

@@ -1,8 +1,9 @@
 """The classifier: a model folder or a bundle behind one call, with the preprocessing it needs.
 
 Torch, ONNX Runtime and OpenVINO answer alike; a bundle's files are checked against their hashes
-before they are opened, so what is damaged is refused. An ONNX or OpenVINO bundle is used without
-torch, whose import alone takes 200 MB: all that needs it is imported where a model is opened.
+before anything is answered, so what is damaged is refused. An ONNX or OpenVINO bundle is used
+without torch, whose import alone takes 200 MB: all that needs it is imported where a model is
+opened.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -14,7 +15,7 @@ from PIL import Image
 from vitrail.data.decode import pixels_of
 from vitrail.data.examples import read_file
 from vitrail.data.views import decode_for
-from vitrail.export.bundle import Manifest, check_files, is_bundle, read_manifest
+from vitrail.export.bundle import Manifest, checking_files, is_bundle, read_manifest
 from vitrail.export.runtime import Runtime, TorchRuntime, open_graph
 from vitrail.kit.errors import Error
 from vitrail.kit.preprocess import Preprocessing
@@ -74,13 +75,12 @@ class Classifier:
             self._runtime = self._open_model(path, threads, device, which, name)
 
     def _open_bundle(self, folder: Path, threads: int | None, device: str | None) -> Runtime:
-        manifest = read_manifest(folder)
-        check_files(folder, manifest)
-        self.manifest = manifest
-        if manifest.runtime == "torch":
-            runtime = self._open_model(folder, threads, device, "final", None)
-        else:
-            runtime = open_graph(folder, manifest, threads, device)
+        manifest = self.manifest = read_manifest(folder)
+        with checking_files(folder, manifest):
+            if manifest.runtime == "torch":
+                runtime = self._open_model(folder, threads, device, "final", None)
+            else:
+                runtime = open_graph(folder, manifest, threads, device)
         self.labels, self.temperature = manifest.labels, manifest.temperature
         self.preprocessing, self.runtime = manifest.preprocessing, manifest.runtime
         return runtime

@@ -142,7 +142,9 @@ def test_the_readmes_resize_and_crop_are_ours_pixel_for_pixel(fit, interpolation
             assert np.array_equal(names["images"][0], pre.geometry(picture)), (crop, size)
 
 
-def test_one_flipped_bit_anywhere_is_refused(bundle):
+@pytest.mark.parametrize("large", [2**24, 0])  # with 0 every file is opened while it is checked
+def test_one_flipped_bit_anywhere_is_refused(bundle, large, monkeypatch):
+    monkeypatch.setattr("vitrail.export.bundle.LARGE", large)
     draw = random.Random(0)
     files = [bundle / name for name in ("model.onnx", "bundle.json", "README.md")]
     for k in range(30):

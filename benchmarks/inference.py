@@ -118,8 +118,9 @@ def prepare(name: str, work: Path) -> None:
             )
             writer.write(made, precision, quantisable(writer.folded))
             made.rename(work / folder)
-            describe(work / folder, name, to, precision)
             print(f"{folder}: exported in {time.perf_counter() - started:.0f} s", file=sys.stderr)
+        if not (work / folder / "bundle.json").exists():
+            describe(work / folder, name, to, precision)
     with quiet():
         prepare_peers(name, work, pictures)
 

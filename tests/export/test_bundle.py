@@ -328,6 +328,7 @@ import json, sys
 import vitrail
 classify = vitrail.Classifier(sys.argv[1], threads=1)
 answers = classify(sys.argv[2:], top_k=4)
+assert [found.labels for found in classify.stream(sys.argv[2:], top_k=4, workers=2)] == answers
 print(json.dumps([answers, classify.logits(sys.argv[2:]).tolist(), "torch" in sys.modules]))
 """
     done = subprocess.run(

@@ -142,7 +142,9 @@ def test_the_readmes_resize_and_crop_are_ours_pixel_for_pixel(fit, interpolation
             assert np.array_equal(names["images"][0], pre.geometry(picture)), (crop, size)
 
 
-def test_one_flipped_bit_anywhere_is_refused(bundle):
+@pytest.mark.parametrize("large", [2**24, 0])  # with 0 every file is opened while it is checked
+def test_one_flipped_bit_anywhere_is_refused(bundle, large, monkeypatch):
+    monkeypatch.setattr("vitrail.export.bundle.LARGE", large)
     draw = random.Random(0)
     files = [bundle / name for name in ("model.onnx", "bundle.json", "README.md")]
     for k in range(30):
@@ -315,3 +317,33 @@ def test_predict_takes_a_bundle(place):
     theirs, ours = (json.loads(text)["predictions"] for text in (out, expected))
     assert [p["label"] for p in theirs] == [p["label"] for p in ours]
     assert theirs[0]["probability"] == pytest.approx(ours[0]["probability"], abs=1e-5)
+
+
+@pytest.mark.parametrize("to", ["onnx", "openvino"])
+def test_a_graph_is_used_without_torch_and_answers_the_same(place, tmp_path, to):
+    """Its import takes more memory than most models do."""
+    images = sorted((place / "data").rglob("*.png"))[:5]
+    code = """
+import json, sys
+import vitrail
+classify = vitrail.Classifier(sys.argv[1], threads=1)
+answers = classify(sys.argv[2:], top_k=4)
+assert [found.labels for found in classify.stream(sys.argv[2:], top_k=4, workers=2)] == answers
+print(json.dumps([answers, classify.logits(sys.argv[2:]).tolist(), "torch" in sys.modules]))
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code, place / to, *images], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    answers, logits, has_torch = json.loads(done.stdout)
+    assert not has_torch
+    classify = vitrail.Classifier(place / to, threads=1)
+    assert np.array_equal(np.float32(logits), classify.logits(images))
+    rows = torch.from_numpy(np.float32(logits)) / classify.temperature
+    expected = rows.softmax(dim=-1).sort(descending=True)
+    assert [[label for label, _ in row] for row in answers] == [
+        [classify.labels[place] for place in row] for row in expected.indices.tolist()
+    ]
+    assert [p for row in answers for _, p in row] == pytest.approx(
+        expected.values.flatten().tolist(), abs=1e-6
+    )

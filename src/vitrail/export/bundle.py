@@ -12,18 +12,20 @@ import math
 import os
 import platform
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from vitrail.export.graph import INPUT, OPSET, OUTPUTS
+from vitrail.export.names import INPUT, OPSET, OUTPUTS
 from vitrail.kit.errors import Error, listing
 from vitrail.kit.files import sha256_of
 from vitrail.kit.preprocess import Preprocessing
 
 FORMAT = 1
+LARGE = 2**24  # bytes of a file that is opened while its hash is computed
 MANIFEST = "bundle.json"
 README = "README.md"
 GRAPHS = {"onnx": "model.onnx", "openvino": "model.xml", "torch": "model.safetensors"}
@@ -86,6 +88,8 @@ class Manifest:
 
 def made_with(runtime: str) -> dict[str, str]:
     """The versions of what makes a bundle."""
+    from importlib.metadata import PackageNotFoundError, version  # megabytes, to who only opens one
+
     found = {"python": platform.python_version()}
     for package in ("vitrail", *PACKAGES[runtime]):
         try:
@@ -172,6 +176,36 @@ def check_files(folder: Path, manifest: Manifest) -> None:
     """
     for name, reason in damaged_files(folder, manifest):
         raise Error(f"{folder / name} {reason}: export the model again")
+
+
+@contextmanager
+def checking_files(folder: Path, manifest: Manifest) -> Iterator[None]:
+    """`check_files` for who opens the bundle inside: small files first, large ones meanwhile.
+
+    Reading hundreds of megabytes takes as long as opening them does, so both are done at once.
+    What was opened must not be used before this has ended without an error; a damaged file is what
+    is said, whatever came of opening it.
+
+    Raises:
+        Error: the first that differs.
+    """
+    parts: tuple[dict[str, str], dict[str, str]] = {}, {}
+    for name, digest in manifest.files.items():
+        parts[_size(folder / name) > LARGE][name] = digest
+    small, large = parts
+    check_files(folder, replace(manifest, files=small))
+    with ThreadPoolExecutor(1) as pool:
+        checked = pool.submit(check_files, folder, replace(manifest, files=large))
+        try:
+            yield
+        finally:
+            checked.result()
+
+
+def _size(path: Path) -> int:
+    with suppress(OSError):
+        return path.stat().st_size
+    return 0
 
 
 def write_bundle(

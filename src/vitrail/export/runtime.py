@@ -6,15 +6,19 @@ where the processor has it, which moves logits in the second digit.
 """
 
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
-import torch
 
 from vitrail.export.bundle import GRAPHS, Manifest
-from vitrail.export.graph import INPUT, needed
+from vitrail.export.names import INPUT
 from vitrail.kit.errors import Error
-from vitrail.models.base import ImageClassifier
+from vitrail.kit.extras import needed
+
+if TYPE_CHECKING:  # a graph runs without torch, and without the memory that it takes
+    import torch
+
+    from vitrail.models.base import ImageClassifier
 
 
 class Runtime(Protocol):
@@ -30,11 +34,13 @@ class Runtime(Protocol):
 class TorchRuntime:
     """A live model, with its own preprocessing."""
 
-    def __init__(self, model: ImageClassifier, device: torch.device):
+    def __init__(self, model: "ImageClassifier", device: "torch.device"):
         self.model, self.device = model.to(device).eval(), str(device)
 
     def logits(self, images: np.ndarray) -> np.ndarray:
         """uint8 [b h w 3] to float32 [b k]."""
+        import torch
+
         with torch.inference_mode():
             batch = torch.from_numpy(images).to(self.device)
             return self.model(self.model.preprocessing.normalize(batch)).float().cpu().numpy()

@@ -15,7 +15,7 @@ from vitrail.data.decode import pixels_of
 from vitrail.data.examples import read_file
 from vitrail.data.views import decode_for
 from vitrail.export.bundle import Manifest, check_files, is_bundle, read_manifest
-from vitrail.export.runtime import Runtime, TorchRuntime, open_graph
+from vitrail.export.runtime import MergingRuntime, Runtime, TorchRuntime, open_graph
 from vitrail.kit.devices import pick_device
 from vitrail.kit.errors import Error
 from vitrail.kit.preprocess import Preprocessing
@@ -83,10 +83,13 @@ class Classifier:
         self.manifest = manifest
         if manifest.runtime == "torch":
             runtime = self._open_model(folder, threads, device, "final", None)
+            if manifest.merge_tokens:
+                runtime = MergingRuntime(self.model, manifest.merge_tokens, runtime.device)
         else:
             runtime = open_graph(folder, manifest, threads, device)
         self.labels, self.temperature = manifest.labels, manifest.temperature
         self.preprocessing, self.runtime = manifest.preprocessing, manifest.runtime
+        self.several = manifest.several_labels
         return runtime
 
     def _open_model(

@@ -188,8 +188,8 @@ def _torch_bundle(
     import shutil
     import tempfile
 
-    from vitrail.export.bundle import Manifest, write_bundle
     from vitrail.export.blame import explained_merging
+    from vitrail.export.bundle import Manifest, write_bundle
     from vitrail.export.check import check_kind, check_names, compare, draw_samples, reference_of
     from vitrail.export.make import Made, names_of
     from vitrail.export.verify import torch_logits

@@ -12,8 +12,8 @@ import numpy as np
 
 from vitrail.data.examples import Source
 from vitrail.export import quantize
-from vitrail.export.bundle import GRAPHS, Manifest, check_free, labels_of, write_bundle
 from vitrail.export.blame import MERGING, explained
+from vitrail.export.bundle import GRAPHS, Manifest, check_free, labels_of, write_bundle
 from vitrail.export.check import (
     Gate,
     Logits,

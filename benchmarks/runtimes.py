@@ -48,11 +48,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("cifar10", type=Path, help="a folder with train.parquet and test.parquet")
     parser.add_argument("--quick", action="store_true", help="two families, 40 steps")
-    parser.add_argument("--steps", type=int, help="of training; 40 with --quick, else 400")
+    parser.add_argument("--steps", type=int, help="of training; 40 with --quick")
     parser.add_argument("--only", nargs="+", help="families with one of these words in the name")
     parser.add_argument("--work", type=Path, help="where models and bundles are kept")
     chosen = parser.parse_args()
-    steps = chosen.steps or (40 if chosen.quick else 400)
+    steps = chosen.steps or (40 if chosen.quick else None)
     words = chosen.only or (QUICK if chosen.quick else [""])
     ratios: dict[str, float] = {}
     columns = "family, parameters, top-1 %, largest logit, torch, ONNX Runtime, OpenVINO, folded"

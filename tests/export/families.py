@@ -4,9 +4,6 @@ The slow tests and `benchmarks/runtimes.py` share them: what an export must not 
 on models that have learned something, their accuracy beside it.
 """
 
-import os
-import subprocess
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,7 +12,7 @@ import pyarrow.parquet as parquet
 import torch
 
 import vitrail
-from tests.commands import QUIET
+from tests.commands import call
 from vitrail.data.decode import decode
 from vitrail.data.sources import open_source
 from vitrail.export.fold import fold
@@ -27,28 +24,30 @@ RUNTIMES = ("torch", "onnx", "openvino")
 
 SMALL = "depth=3 width=96 heads=3 mlp_width=192 patch_size=4"
 STAGES = "depths=[1,1,2] widths=[32,64,128] heads=[1,2,4]"
-# A zoo name that sets the family, the fields that make it small, and pixels.
-FAMILIES: dict[str, tuple[str, str, int]] = {
-    "ViT, class token": ("vit_tiny_patch16_224", SMALL, 32),
+# A zoo name that sets the family, the fields that make it small, pixels, and steps of training.
+FAMILIES: dict[str, tuple[str, str, int, int]] = {
+    "ViT, class token": ("vit_tiny_patch16_224", SMALL, 32, 400),
     "ViT, mean": (
         "vit_tiny_patch16_224",
         f"{SMALL} pool=mean class_token=false position=sincos2d",
         32,
+        400,
     ),
-    "ViT, registers, LayerScale": ("vit_small_patch14_reg4_dinov2", SMALL, 32),
-    "DeiT, distilled": ("deit_tiny_distilled_patch16_224", SMALL, 32),
+    "ViT, registers, LayerScale": ("vit_small_patch14_reg4_dinov2", SMALL, 32, 400),
+    "DeiT, distilled": ("deit_tiny_distilled_patch16_224", SMALL, 32, 400),
     "hybrid": (
         "vit_base_r50_s16_224",
         "depths=[1,1] widths=[128,256] stem_width=32 depth=2 width=96 heads=3 mlp_width=192",
         32,
+        150,
     ),
-    "BiT": ("resnetv2_50x1_bit", "depths=[1,1,1] widths=[128,256,256] stem_width=32", 32),
-    "ResNet": ("resnet50", "depths=[1,1,1] widths=[64,128,256] stem_width=32", 32),
-    "BoTNet": ("botnet50_224", "depths=[1,1,2] widths=[64,128,256] stem_width=32 heads=2", 32),
-    "CvT": ("cvt_13_224", STAGES, 32),
-    "T2T-ViT": ("t2t_vit_7", "depth=3 width=96 heads=3 mlp_width=192 token_width=32", 64),
-    "PVT": ("pvt_tiny", f"{STAGES} mlp_ratios=[4,4,4] reductions=[4,2,1]", 32),
-    "PVT v2": ("pvt_v2_b0", f"{STAGES} mlp_ratios=[4,4,4] reductions=[4,2,1]", 32),
+    "BiT": ("resnetv2_50x1_bit", "depths=[1,1,1] widths=[128,256,256] stem_width=32", 32, 150),
+    "ResNet": ("resnet50", "depths=[1,1,1] widths=[64,128,256] stem_width=32", 32, 150),
+    "BoTNet": ("botnet50_224", "depths=[1,1,2] widths=[64,128,256] stem_width=32 heads=2", 32, 150),
+    "CvT": ("cvt_13_224", STAGES, 32, 150),
+    "T2T-ViT": ("t2t_vit_7", "depth=3 width=96 heads=3 mlp_width=192 token_width=32", 64, 150),
+    "PVT": ("pvt_tiny", f"{STAGES} mlp_ratios=[4,4,4] reductions=[4,2,1]", 32, 150),
+    "PVT v2": ("pvt_v2_b0", f"{STAGES} mlp_ratios=[4,4,4] reductions=[4,2,1]", 32, 150),
 }
 
 
@@ -85,29 +84,14 @@ def part_of(cifar10: Path, folder: Path) -> Path:
     return folder
 
 
-def trained(family: str, data: Path, out: Path, steps: int) -> Path:
-    """The model folder of a family, trained in a process of its own; done already, it is left."""
-    name, fields, pixels = FAMILIES[family]
+def trained(family: str, data: Path, out: Path, steps: int | None = None) -> Path:
+    """The model folder of a family; where it is done already, it is left."""
+    name, fields, pixels, own = FAMILIES[family]
+    steps = own if steps is None else steps
     words = ["train", data, "--model", name, "--image-size", pixels, "--steps", steps]
     settings = [f"model.{field}" for field in fields.split()]
-    command(*words, "--lr", 0.002, "--out", out, "--set", *settings)
+    call(*words, "--lr", 0.002, "--out", out, "--set", *settings)
     return out
-
-
-def command(*words: object) -> None:
-    """Run a `vitrail` command to its end in a process of its own.
-
-    Raises:
-        RuntimeError: it failed; its last words are in the sentence.
-    """
-    done = subprocess.run(
-        [sys.executable, "-m", "vitrail", *map(str, words)],
-        capture_output=True,
-        text=True,
-        env={**os.environ, **QUIET},
-    )
-    if done.returncode:
-        raise RuntimeError(f"vitrail {words}: status {done.returncode}: {done.stderr[-500:]}")
 
 
 def bundles(model: Path, data: Path, folder: Path) -> dict[str, Path]:
@@ -115,7 +99,7 @@ def bundles(model: Path, data: Path, folder: Path) -> dict[str, Path]:
     made = {to: folder / to for to in RUNTIMES}
     for to, out in made.items():
         if not out.exists():
-            command("export", model, "--to", to, "--check", data, "--samples", 256, "--out", out)
+            call("export", model, "--to", to, "--check", data, "--samples", 256, "--out", out)
     return made
 
 

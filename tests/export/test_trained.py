@@ -15,6 +15,7 @@ from vitrail.export import make, quantize
 from vitrail.export.bundle import read_manifest, write_manifest
 from vitrail.export.fold import fold
 from vitrail.export.make import Wanted, make_bundle
+from vitrail.export.merging import fold_merging
 from vitrail.export.quantize import hurts, quantisable
 
 pytest.importorskip("onnxruntime")
@@ -52,6 +53,12 @@ def verified(place, bundle, status=0):
     words = ("verify", bundle, "--against", place / "model", *CHECKED, "--json")
     out, err = call(*words, status=status)
     return json.loads(out), err
+
+
+def loosely_verified(place, bundle):
+    """With ten points allowed."""
+    words = ("verify", bundle, "--against", place / "model", *CHECKED, "--max-drop", 10)
+    return json.loads(call(*words, "--json")[0])
 
 
 @pytest.mark.parametrize("to", ["torch", "openvino"])
@@ -198,3 +205,36 @@ def test_a_planted_layer_that_hurts_goes_back_into_float(place, model, tmp_path,
     assert layers[0]["int8"] is False
     assert sum(layer["int8"] for layer in layers) >= 0.7 * len(layers)
     assert CULPRIT in out
+
+
+@pytest.mark.parametrize("to", ["torch", "openvino"])
+def test_merged_tokens_have_a_line_of_their_own(place, tmp_path, to):
+    words = (*CHECKED, "--max-drop", 10, "--merge-tokens", 2, "--out", tmp_path / "b")
+    out, _ = call("export", place / "model", "--to", to, *words)
+    assert "merging tokens" in out
+    assert json.loads((tmp_path / "b" / "bundle.json").read_text())["merge_tokens"] == 2
+    gate = gate_of(tmp_path / "b")
+    steps = {step["name"]: step for step in gate["steps"]}
+    assert steps["folding"]["figure"] == gate["reference_top1"] > LEARNED
+    assert steps["merging tokens"]["figure"] == pytest.approx(gate["exported_top1"], abs=0.005)
+    assert steps["merging tokens"]["moved"] > 1e-3 > steps["folding"]["moved"]
+    told = loosely_verified(place, tmp_path / "b")
+    assert told["gate"]["exported_top1"] == gate["exported_top1"]
+    images = list(np.random.default_rng(0).integers(0, 256, (5, 28, 28, 3), dtype=np.uint8))
+    classify = vitrail.Classifier(tmp_path / "b")
+    merged = fold_merging(vitrail.load_model(place / "model"), 2)
+    shown = np.stack([classify.preprocessing.geometry(image) for image in images])
+    expected = merged(torch.from_numpy(shown)).numpy()
+    assert np.abs(classify.logits(images) - expected).max() < 1e-4 * np.abs(expected).max()
+
+
+def test_merging_that_loses_too_much_names_itself(place, tmp_path):
+    words = ("--check", DATA, "--samples", 400, "--merge-tokens", 8, "--max-drop", 0)
+    _, err = call(
+        "export", place / "model", "--to", "torch", *words, "--out", tmp_path / "b", status=3
+    )
+    assert "what loses most is merging tokens" in err
+    assert not (tmp_path / "b").exists()
+    _, err = call("export", place / "model", "--to", "torch", *CHECKED, "--merge-tokens", 9,
+                  "--out", tmp_path / "b", status=2)  # fmt: skip
+    assert "half of the 16 patches" in err

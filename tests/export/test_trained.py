@@ -213,6 +213,7 @@ def test_merged_tokens_have_a_line_of_their_own(place, tmp_path, to):
     out, _ = call("export", place / "model", "--to", to, *words)
     assert "merging tokens" in out
     assert json.loads((tmp_path / "b" / "bundle.json").read_text())["merge_tokens"] == 2
+    assert "each block merges 2 tokens" in (tmp_path / "b" / "README.md").read_text().lower()
     gate = gate_of(tmp_path / "b")
     steps = {step["name"]: step for step in gate["steps"]}
     assert steps["folding"]["figure"] == gate["reference_top1"] > LEARNED

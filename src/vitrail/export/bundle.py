@@ -350,9 +350,13 @@ Needed: `pip install {package} numpy pillow`. With Vitrail: `vitrail predict FOL
 
 def _input_in_words(manifest: Manifest) -> str:
     pre, classes = manifest.preprocessing, len(manifest.labels)
+    merging = ""
+    if manifest.merge_tokens:
+        merging = f" Each block merges {manifest.merge_tokens} tokens: faster, and not exact."
     if manifest.runtime == "torch":
         return (
             "This is a model folder: `config.json` and `model.safetensors`, for Vitrail and timm."
+            + merging.replace(" Each", " Opened by Vitrail, each")
         )
     height, width = pre.size
     chances = (
@@ -361,7 +365,7 @@ def _input_in_words(manifest: Manifest) -> str:
     return f"""\
 Input `{INPUT}`: uint8 [b, {height}, {width}, 3], RGB, any number b of pictures, *not* normalised:
 the mean and the deviation are in the graph. Outputs: `logits` and `probabilities` [b, {classes}],
-the {chances} of logits / {manifest.temperature:g}. A picture becomes the input by `{pre.fit}`, \
+the {chances} of logits / {manifest.temperature:g}.{merging} A picture becomes the input by `{pre.fit}`, \
 {pre.interpolation} (Pillow's, which
 averages when it makes smaller), crop {pre.crop:g}:"""
 

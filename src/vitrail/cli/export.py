@@ -235,7 +235,8 @@ def _torch_bundle(
             return Made(manifest, gate, False)
 
         def moved(folder: Path) -> None:
-            shutil.copytree(work, folder, dirs_exist_ok=True)
+            for path in work.iterdir():  # not their folder, which is closed to others
+                shutil.copyfile(path, folder / path.name)
 
         return Made(write_bundle(out, manifest, moved, given["overwrite"]), gate, True)
 

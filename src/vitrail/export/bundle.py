@@ -365,8 +365,8 @@ def _input_in_words(manifest: Manifest) -> str:
     return f"""\
 Input `{INPUT}`: uint8 [b, {height}, {width}, 3], RGB, any number b of pictures, *not* normalised:
 the mean and the deviation are in the graph. Outputs: `logits` and `probabilities` [b, {classes}],
-the {chances} of logits / {manifest.temperature:g}.{merging} A picture becomes the input by `{pre.fit}`, \
-{pre.interpolation} (Pillow's, which
+the {chances} of logits / {manifest.temperature:g}.{merging} A picture becomes the input by
+`{pre.fit}`, {pre.interpolation} (Pillow's, which
 averages when it makes smaller), crop {pre.crop:g}:"""
 
 

@@ -310,6 +310,15 @@ def test_a_kill_leaves_no_half_bundle(place, tmp_path):
         assert not (tmp_path / "b").exists() or vitrail.Classifier(tmp_path / "b").labels
 
 
+@pytest.mark.parametrize("to", RUNTIMES)
+def test_a_bundle_can_be_read_by_whom_the_user_lets(place, tmp_path, to):
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "file").write_text("")
+    modes = {path.stat().st_mode for path in (place / to).iterdir()}
+    assert modes == {(tmp_path / "file").stat().st_mode}
+    assert (place / to).stat().st_mode == (tmp_path / "folder").stat().st_mode
+
+
 def test_predict_takes_a_bundle(place):
     picture = next((place / "data").rglob("*.png"))
     out, _ = call("predict", place / "onnx", picture, "--format", "jsonl")

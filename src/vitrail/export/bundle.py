@@ -51,6 +51,9 @@ class Manifest:
         versions: of the packages that made it.
         files: name to SHA-256.
         quantisation: what was done to layers, for a quantised graph.
+        several_labels: whether a picture may have several labels: then the probabilities are
+            sigmoids, each of its own.
+        merge_tokens: how many tokens are merged in each block (`export.merging`).
     """
 
     runtime: str
@@ -63,6 +66,8 @@ class Manifest:
     versions: dict[str, str] = field(default_factory=dict)
     files: dict[str, str] = field(default_factory=dict)
     quantisation: dict[str, Any] | None = None
+    several_labels: bool = False
+    merge_tokens: int = 0
 
     def to_json(self) -> dict[str, Any]:
         """The whole of `bundle.json`, its own hash included."""
@@ -82,6 +87,8 @@ class Manifest:
             "files": self.files,
             "gate": self.gate,
             "quantisation": self.quantisation,
+            "several_labels": self.several_labels,
+            "merge_tokens": self.merge_tokens,
         }
         return fields | {"sha256": _digest(fields)}
 
@@ -139,6 +146,8 @@ def read_manifest(folder: str | Path) -> Manifest:
             versions=fields["versions"],
             files=dict(fields["files"]),
             quantisation=fields.get("quantisation"),
+            several_labels=bool(fields.get("several_labels", False)),
+            merge_tokens=int(fields.get("merge_tokens", 0)),
         )
         sound = manifest.temperature > 0 and math.isfinite(manifest.temperature)
     except (KeyError, TypeError, ValueError) as error:
@@ -375,16 +384,23 @@ Needed: `pip install {package} numpy pillow`. With Vitrail: `vitrail predict FOL
 
 def _input_in_words(manifest: Manifest) -> str:
     pre, classes = manifest.preprocessing, len(manifest.labels)
+    merging = ""
+    if manifest.merge_tokens:
+        merging = f" Each block merges {manifest.merge_tokens} tokens: faster, and not exact."
     if manifest.runtime == "torch":
         return (
             "This is a model folder: `config.json` and `model.safetensors`, for Vitrail and timm."
+            + merging.replace(" Each", " Opened by Vitrail, each")
         )
     height, width = pre.size
+    chances = (
+        "sigmoid (a picture may have several labels)" if manifest.several_labels else "softmax"
+    )
     return f"""\
 Input `{INPUT}`: uint8 [b, {height}, {width}, 3], RGB, any number b of pictures, *not* normalised:
 the mean and the deviation are in the graph. Outputs: `logits` and `probabilities` [b, {classes}],
-the softmax of logits / {manifest.temperature:g}. A picture becomes the input by `{pre.fit}`, \
-{pre.interpolation} (Pillow's, which
+the {chances} of logits / {manifest.temperature:g}.{merging} A picture becomes the input by
+`{pre.fit}`, {pre.interpolation} (Pillow's, which
 averages when it makes smaller), crop {pre.crop:g}:"""
 
 
@@ -392,11 +408,18 @@ def _gate_in_words(gate: Mapping[str, Any] | None) -> str:
     if gate is None:
         return ".\n\n**Nobody measured this bundle**: it was exported with `--no-check`."
     return (
-        f".\n\nOn {gate['n']} images: {100 * gate['reference_top1']:.2f} % right before the "
-        f"export, {100 * gate['exported_top1']:.2f} % after it, the same answer on "
+        f".\n\nOn {gate['n']} images: {_figures_in_words(gate)}, the same answer on "
         f"{100 * gate['agreement']:.2f} %."
         + ("" if gate["passed"] else " **The gate refused it; it was kept with --keep-anyway.**")
     )
+
+
+def _figures_in_words(gate: Mapping[str, Any]) -> str:
+    if gate["reference_top1"] is None:
+        before, after = 100 * gate["reference_map"], 100 * gate["exported_map"]
+        return f"mean average precision {before:.2f} % before the export, {after:.2f} % after it"
+    before, after = 100 * gate["reference_top1"], 100 * gate["exported_top1"]
+    return f"{before:.2f} % right before the export, {after:.2f} % after it"
 
 
 def labels_of(names: Sequence[str] | None, classes: int) -> list[str]:

@@ -26,25 +26,32 @@ if TYPE_CHECKING:
 
 
 class WithProbabilities(nn.Module):
-    """A folded model and the softmax of its logits over a temperature."""
+    """A folded model and the softmax of its logits over a temperature.
 
-    def __init__(self, folded: nn.Module, temperature: float):
+    Where a picture may have several labels, a sigmoid: each has a probability of its own.
+    """
+
+    def __init__(self, folded: nn.Module, temperature: float, *, several: bool = False):
         super().__init__()
-        self.folded, self.temperature = folded, temperature
+        self.folded, self.temperature, self.several = folded, temperature, several
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """uint8 [b h w 3] to logits and probabilities [b k]."""
         logits = self.folded(images)
-        return logits, (logits / self.temperature).softmax(dim=-1)
+        scaled = logits / self.temperature
+        return logits, scaled.sigmoid() if self.several else scaled.softmax(dim=-1)
 
 
 def program_of(
-    folded: "Folded | FoldedTransformer", temperature: float = 1.0
+    folded: "Folded | FoldedTransformer", temperature: float = 1.0, *, several: bool = False
 ) -> torch.export.ExportedProgram:
-    """The traced program of a folded model (`fold.fold`), for any batch size."""
+    """The traced program of a folded model (`fold.fold`), for any batch size.
+
+    `several` says that a picture may have several labels.
+    """
     height, width = folded.size
     images = torch.zeros(2, height, width, 3, dtype=torch.uint8)
-    whole = WithProbabilities(folded, temperature).cpu().eval()
+    whole = WithProbabilities(folded, temperature, several=several).cpu().eval()
     shapes = ({0: torch.export.Dim("batch", min=1)},)
     with quiet():
         return torch.export.export(whole, (images,), dynamic_shapes=shapes)

@@ -46,6 +46,22 @@ class TorchRuntime:
             return self.model(self.model.preprocessing.normalize(batch)).float().cpu().numpy()
 
 
+class MergingRuntime:
+    """A live model that merges tokens in each block (`merging`)."""
+
+    def __init__(self, model: "ImageClassifier", tokens: int, device: str):
+        from vitrail.export.merging import fold_merging
+
+        self.folded, self.device = fold_merging(model, tokens).to(device), device
+
+    def logits(self, images: np.ndarray) -> np.ndarray:
+        """uint8 [b h w 3] to float32 [b k]."""
+        import torch
+
+        with torch.inference_mode():
+            return self.folded(torch.from_numpy(images).to(self.device)).float().cpu().numpy()
+
+
 class OnnxRuntime:
     """A `model.onnx` in ONNX Runtime.
 

@@ -16,7 +16,7 @@ from vitrail.data.decode import pixels_of
 from vitrail.data.examples import read_file
 from vitrail.data.views import decode_for
 from vitrail.export.bundle import Manifest, checking_files, is_bundle, read_manifest
-from vitrail.export.runtime import Runtime, TorchRuntime, open_graph
+from vitrail.export.runtime import MergingRuntime, Runtime, TorchRuntime, open_graph
 from vitrail.kit.errors import Error
 from vitrail.kit.preprocess import Preprocessing
 from vitrail.serving.stream import Prediction, stream
@@ -79,10 +79,13 @@ class Classifier:
         with checking_files(folder, manifest):
             if manifest.runtime == "torch":
                 runtime = self._open_model(folder, threads, device, "final", None)
+                if manifest.merge_tokens:
+                    runtime = MergingRuntime(self.model, manifest.merge_tokens, runtime.device)
             else:
                 runtime = open_graph(folder, manifest, threads, device)
         self.labels, self.temperature = manifest.labels, manifest.temperature
         self.preprocessing, self.runtime = manifest.preprocessing, manifest.runtime
+        self.several = manifest.several_labels
         return runtime
 
     def _open_model(

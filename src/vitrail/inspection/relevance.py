@@ -15,11 +15,13 @@ By gradients, for every network: ``gradient`` (Simonyan et al., 2014), ``gradien
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vitrail.inspection.flow import Path, attends, follow_back, path_of, what_is_read
+from vitrail.inspection.flow import flow, reading
+from vitrail.inspection.places import Layer, Places, layers_of
 from vitrail.kit.errors import Error, did_you_mean
 from vitrail.models.base import ImageClassifier
 from vitrail.models.bit_resnet import BiTResNet
@@ -29,6 +31,7 @@ from vitrail.models.tape import Tape
 
 WITH_MAPS = (ResNet, BiTResNet, HybridTransformer)
 SAMPLES = 16  # noisy copies of a picture for smooth gradients, and steps of integrated ones
+POOLING = "pool.attention"  # on the tape, of a pooling that attends
 NOISE = 0.15  # the deviation of their noise, as a share of the picture's range
 Explanation = Callable[[ImageClassifier, Tensor, Tensor], Tensor]
 
@@ -70,7 +73,7 @@ def explain(
 def methods_of(model: ImageClassifier) -> list[str]:
     """The names of the explanations that a network has, those by attention first."""
     by_attention = ("relevance", "rollout", "attention")
-    missing = () if attends(model) else by_attention
+    missing = () if layers_of(model) else by_attention
     if not isinstance(model, WITH_MAPS):
         missing = (*missing, "grad_cam")
     return [name for name in EXPLANATIONS if name not in missing]
@@ -108,7 +111,7 @@ def gradient_weighted(attention: Tensor, gradient: Tensor) -> Tensor:
 def propagate(layers: Mapping[str, Tensor] | list[Tensor]) -> Tensor:
     """R <- R + A R from the identity, first layer first: [b n n], row = output, column = input.
 
-    For layers of one number of tokens; `flow.follow_back` does it for any, a row at a time.
+    For layers of one number of tokens; `flow.flow` does it for any, a row at a time.
     """
     stack = list(layers.values()) if isinstance(layers, Mapping) else layers
     relevance = torch.eye(stack[0].shape[-1]).to(stack[0]).expand_as(stack[0])
@@ -117,44 +120,72 @@ def propagate(layers: Mapping[str, Tensor] | list[Tensor]) -> Tensor:
     return relevance
 
 
+def over_pixels(heat: Tensor, places: Places, size: tuple[int, int]) -> Tensor:
+    """Heat of places [b rows columns] over a picture's pixels: [b h w], with the same sum.
+
+    Each pixel belongs to the row and the column of places that lie nearest to it, and the heat of
+    a place is spread evenly over its pixels: of patches that is the patch.
+    """
+    for axis, centres in ((1, places.y), (2, places.x)):
+        pixels = np.arange(size[axis - 1]) + 0.5
+        nearest = torch.from_numpy(np.abs(pixels[:, None] - centres).argmin(1)).to(heat.device)
+        shares = 1 / torch.bincount(nearest, minlength=len(centres)).to(heat)
+        shape = (1, -1, 1) if axis == 1 else (1, 1, -1)
+        heat = (heat * shares.view(shape)).index_select(axis, nearest)
+    return heat
+
+
 def _relevance(model: ImageClassifier, images: Tensor, targets: Tensor) -> Tensor:
-    path = path_of(model, (images.shape[-2], images.shape[-1]))
-    tape = Tape(only=("*attention",))
+    layers, tape = _attending(model, images), Tape(only="*attention")
     # The pictures ask for gradients so that a model whose weights are frozen has them too.
     logits = _checked(model(images.detach().requires_grad_(), tape=tape))
-    names = [*path.attention, *(["pool.attention"] if path.reads == "map" else [])]
+    names = [layer.name for layer in layers] + [POOLING] * (POOLING in tape)
     gradients = torch.autograd.grad(_chosen(logits, targets).sum(), [tape[n] for n in names])
     fused = {
         name: gradient_weighted(tape[name].detach(), gradient)
         for name, gradient in zip(names, gradients, strict=True)
     }
-    pool = fused.pop("pool.attention")[:, 0] if path.reads == "map" else None
-    row = what_is_read(path, next(iter(fused.values()))[:, 0] if pool is None else pool)
-    return follow_back(path, row, fused)
+    pooling = fused.pop(POOLING)[:, None] if POOLING in fused else None
+    read = reading(model, layers[-1], pooling)
+    heat = flow(layers, list(fused.values()), read, residual=None)
+    return over_pixels(heat, layers[0].queries, (images.shape[-2], images.shape[-1]))
 
 
 def _rollout(model: ImageClassifier, images: Tensor, targets: Tensor) -> Tensor:
-    path, layers, row = _fused(model, images)
-    return follow_back(path, row, layers, residual=0.5)
+    layers, heads, pooling = _fused(model, images)
+    heat = flow(layers, heads, reading(model, layers[-1], pooling))
+    return over_pixels(heat, layers[0].queries, (images.shape[-2], images.shape[-1]))
 
 
 def _attention(model: ImageClassifier, images: Tensor, targets: Tensor) -> Tensor:
-    path, layers, row = _fused(model, images)
-    last = {} if path.reads == "map" else {path.attention[-1]: layers[path.attention[-1]]}
-    return follow_back(path, row, last, residual=0.0)
+    # What is read through the last layer alone: through the earlier ones every token passes as it
+    # is. A pooling that attends is that last layer, and the blocks are all earlier ones.
+    layers, heads, pooling = _fused(model, images)
+    last = heads[-1] if pooling is None else None
+    read = reading(model, layers[-1], pooling)
+    heat = flow(layers, [*[None] * (len(layers) - 1), last], read, residual=0.0)
+    return over_pixels(heat, layers[0].queries, (images.shape[-2], images.shape[-1]))
+
+
+def _attending(model: ImageClassifier, images: Tensor) -> list[Layer]:
+    layers = layers_of(model, (images.shape[-2], images.shape[-1]))
+    if not layers:
+        raise Error(
+            f"{type(model).__name__} has no attention, so there is none to follow back; "
+            f"it has {', '.join(methods_of(model))}"
+        )
+    return layers
 
 
 def _fused(
     model: ImageClassifier, images: Tensor
-) -> tuple[Path, dict[str, Tensor], Tensor]:
-    """The path, each layer's attention averaged over the heads, and what the head reads."""
-    path = path_of(model, (images.shape[-2], images.shape[-1]))
-    tape = Tape(only=("*attention",))
+) -> tuple[list[Layer], list[Tensor], Tensor | None]:
+    """The layers, each one's attention averaged over its heads, and a pooling's own weights."""
+    layers, tape = _attending(model, images), Tape(only="*attention")
     with torch.no_grad():
-        logits = model(images, tape=tape)
-    layers = {name: tape[name].mean(1) for name in path.attention}
-    pool = tape["pool.attention"].mean(1)[:, 0] if path.reads == "map" else logits
-    return path, layers, what_is_read(path, pool)
+        _checked(model(images, tape=tape))
+    heads = [tape[layer.name].mean(1) for layer in layers]
+    return layers, heads, tape[POOLING] if POOLING in tape else None
 
 
 # -- by gradients --------------------------------------------------------------------------------
@@ -236,11 +267,12 @@ def _batches(
         raise Error(f"{len(images)} pictures need as many targets, not {list(targets.shape)}")
     weight = next(model.parameters())
     for start in range(0, len(images), batch_size):
-        some = images[start : start + batch_size].to(weight)
+        # Copied: what was made in inference mode cannot ask for gradients.
+        some = images[start : start + batch_size].to(weight, copy=True)
         if targets is None:
             yield some, predicted(model, some)
         else:
-            yield some, targets[start : start + batch_size].to(weight.device)
+            yield some, targets[start : start + batch_size].to(weight.device, copy=True)
 
 
 def _checked(logits: Tensor) -> Tensor:

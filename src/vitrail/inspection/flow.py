@@ -49,31 +49,30 @@ def reading(model: ImageClassifier, last: Layer, pooling: Tensor | None = None) 
 
 
 def flow(
-    layers: Sequence[Layer], heads: Sequence[Tensor], read: Tensor, residual: float = 0.5
+    layers: Sequence[Layer],
+    heads: Sequence[Tensor | None],
+    read: Tensor,
+    residual: float | None = 0.5,
 ) -> Tensor:
     """Follow weights on the last layer's tokens back to the grid of the first layer.
 
     Args:
         layers: see `places.layers_of`.
-        heads: each layer's attention with its heads fused, [b n m]; see `attention.fused`.
+        heads: each layer's attention with its heads fused, [b n m]; see `attention.fused`. None
+            for a layer that is left out, through which every token passes as it is.
         read: [b n], weights on what leaves the last layer.
-        residual: the identity's share, as for `attention.rollout`.
+        residual: the identity's share, as for `attention.rollout`. None is Chefer, Gur and Wolf's
+            rule for relevance instead (arXiv 2103.15679, equation 6): w + w A, rows not scaled.
 
     Returns:
-        [b rows columns]; each map sums to what of the read weights comes from places.
+        [b rows columns]; each map of a rollout sums to what of the read weights comes from places.
     """
-    weights = read.to(heads[-1]).expand(heads[-1].shape[0], -1)
+    like = next((attention for attention in heads if attention is not None), read)
+    weights = read.to(like).expand(like.shape[0], -1)
     for index in reversed(range(len(layers))):
         layer, attention = layers[index], heads[index]
-        attended = (1 - residual) * attention
-        sums = attended.sum(-1) + residual
-        # A row with nothing left, neither attention nor identity, stays where it is.
-        nothing = sums <= 0
-        share = torch.where(nothing, 0, weights / sums.masked_fill(nothing, 1))
-        keys = (share[:, None] @ attended)[:, 0]
-        if layer.reduced is not None:
-            keys = _spread(keys, layer.keys.grid, layer.keys.prefix, layer.reduced)
-        weights = keys + residual * share + torch.where(nothing, weights, 0)
+        if attention is not None:
+            weights = _through(layer, attention, weights, residual)
         if layer.arrived is not None:
             prefix = layer.queries.prefix
             weights = _spread(weights[:, prefix:], layer.queries.grid, 0, layer.arrived)
@@ -81,6 +80,22 @@ def flow(
             weights = torch.nn.functional.pad(weights, (before, 0))
     first = layers[0].queries
     return weights[:, first.prefix :].unflatten(1, first.grid)
+
+
+def _through(layer: Layer, attention: Tensor, weights: Tensor, residual: float | None) -> Tensor:
+    """Weights [b n] on what leaves a layer to those on what enters it."""
+    share, kept = weights, weights
+    if residual is not None:
+        sums = (1 - residual) * attention.sum(-1) + residual
+        # A row with nothing left, neither attention nor identity, stays where it is.
+        nothing = sums <= 0
+        scaled = torch.where(nothing, 0, weights / sums.masked_fill(nothing, 1))
+        share = (1 - residual) * scaled
+        kept = residual * scaled + torch.where(nothing, weights, 0)
+    keys = (share[:, None] @ attention)[:, 0]
+    if layer.reduced is not None:
+        keys = _spread(keys, layer.keys.grid, layer.keys.prefix, layer.reduced)
+    return kept + keys
 
 
 def _spread(weights: Tensor, grid: tuple[int, int], prefix: int, seen: Windows) -> Tensor:

@@ -124,6 +124,44 @@ class TokenNorms:
         )
 
 
+class Norms:
+    """Collects the norms of tokens batch by batch: a number a token is all that is kept.
+
+    Args:
+        cutoff: a norm above which a place is an outlier; None for ``times`` the median norm of the
+            layer's places.
+        times: see there.
+    """
+
+    def __init__(self, cutoff: float | None = None, times: float = TIMES):
+        self.cutoff, self.times = cutoff, times
+        self._prefixes: dict[str, list[Tensor]] = {}
+        self._places: dict[str, list[Tensor]] = {}
+
+    def add(self, layers: Iterable[Tokens]) -> None:
+        """Add what leaves each layer, of pictures of one size."""
+        for tokens in layers:
+            norms = tokens.places.float().norm(dim=2).unflatten(1, tokens.grid)
+            self._places.setdefault(tokens.name, []).append(norms.cpu())
+            prefix = tokens.prefix.float().norm(dim=2)
+            self._prefixes.setdefault(tokens.name, []).append(prefix.cpu())
+
+    def result(self) -> list[TokenNorms]:
+        """The norms of every layer.
+
+        Raises:
+            Error: nothing was added.
+        """
+        if not self._places:
+            raise Error("there are no pictures to take tokens of")
+        found = []
+        for name, parts in self._places.items():
+            places = torch.cat(parts)
+            cut = self.times * float(places.median()) if self.cutoff is None else self.cutoff
+            found.append(TokenNorms(name, torch.cat(self._prefixes[name]), places, cut))
+        return found
+
+
 def token_norms(
     model: ImageClassifier,
     batches: Iterable[Tensor],
@@ -131,29 +169,17 @@ def token_norms(
     cutoff: float | None = None,
     times: float = TIMES,
 ) -> list[TokenNorms]:
-    """The norms of all tokens at every layer; a number a token is all that is kept of a batch.
+    """The norms of all tokens at every layer.
 
     Args:
         batches: of normalised pictures float [b c h w], all of one size.
         only: as for `tokens_of`.
-        cutoff: a norm above which a place is an outlier; None for ``times`` the median norm of the
-            layer's places.
+        cutoff, times: as for `Norms`.
 
     Raises:
         Error: no pictures, or a layer that the model does not have.
     """
-    prefixes: dict[str, list[Tensor]] = {}
-    places: dict[str, list[Tensor]] = {}
+    norms = Norms(cutoff, times)
     for images in batches:
-        for tokens in tokens_of(model, images, only):
-            norms = tokens.places.float().norm(dim=2).unflatten(1, tokens.grid).cpu()
-            places.setdefault(tokens.name, []).append(norms)
-            prefixes.setdefault(tokens.name, []).append(tokens.prefix.float().norm(dim=2).cpu())
-    if not places:
-        raise Error("there are no pictures to take tokens of")
-    found = []
-    for name, parts in places.items():
-        together = torch.cat(parts)
-        cut = times * float(together.median()) if cutoff is None else cutoff
-        found.append(TokenNorms(name, torch.cat(prefixes[name]), together, cut))
-    return found
+        norms.add(tokens_of(model, images, only))
+    return norms.result()

@@ -11,7 +11,8 @@ beats patches in random order: the difference on the same pictures, with a 95 % 
 over pictures and seeds. Every other explanation is reported, whatever comes out.
 Grey replaces a patch by the middle of the range, which no picture has around its garment; black is
 the pictures' own background, so that what is deleted is gone.
-Every run can be interrupted: the same command goes on. A seed's record stands in DIR/records.jsonl.
+Every run can be interrupted: the same command goes on. A seed's record stands in DIR/records.jsonl
+as soon as it is done; seeds may run side by side (--first-seed), and the last to end reports all.
 The last line of stdout is one JSON object; its ratios are the score of random order over that of
 relevance (for insertion the other way round), above 1 where relevance is better.
 """
@@ -103,22 +104,23 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="under two minutes; one seed")
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--first-seed", type=int, default=0)
     parser.add_argument("--models", nargs="+", type=Path, help="model folders instead of training")
     parser.add_argument("--train-steps", type=int, default=1200)
-    parser.add_argument("--images", type=int, default=300)
-    parser.add_argument("--steps", type=int, default=24, help="of each curve")
-    parser.add_argument("--draws", type=int, default=4, help="random orders a picture")
+    parser.add_argument("--images", type=int, default=200)
+    parser.add_argument("--steps", type=int, default=14, help="of each curve")
+    parser.add_argument("--draws", type=int, default=3, help="random orders a picture")
     parser.add_argument("--out", type=Path, default=ROOT / "runs" / "explanations")
     options = parser.parse_args()
     if options.quick:
         options.seeds, options.train_steps = 1, 250
         options.images, options.steps, options.draws = 60, 12, 2
-    out = options.out / ("quick" if options.quick else "whole")
+    out = options.out / ("models" if options.models else "quick" if options.quick else "whole")
     out.mkdir(parents=True, exist_ok=True)
-    records = []
-    for seed in range(len(options.models) if options.models else options.seeds):
+    first = options.first_seed
+    for seed in range(first, first + (len(options.models) if options.models else options.seeds)):
         if options.models:
-            folder = options.models[seed]
+            folder = options.models[seed - first]
         else:
             folder = out / f"model-{seed}"
             vitrail.train(
@@ -146,9 +148,9 @@ def main() -> None:
             kept.write_text(json.dumps(record) + "\n")
         top1, seconds = record["metrics"]["top1"], record["metrics"]["seconds"]
         print(f"seed {seed}: test top-1 {100 * top1:.2f} %; scored in {seconds:.0f} s", flush=True)
-        records.append(record)
-        (out / "records.jsonl").write_text("".join(json.dumps(r) + "\n" for r in records))
-    report(records)
+        done = [json.loads(path.read_text()) for path in sorted(out.glob("seed-*.json"))]
+        (out / "records.jsonl").write_text("".join(json.dumps(r) + "\n" for r in done))
+    report(done)
 
 
 def report(records: list[dict]) -> None:

@@ -138,7 +138,7 @@ def test_baselines_are_what_they_are_called():
     torch.testing.assert_close(spread, spread.T, rtol=1e-5, atol=1e-9)
     distance = (torch.arange(65) - 32.0).square()
     deviation = ((spread.sum(1) * distance).sum() / spread.sum()).sqrt().item()
-    assert deviation == pytest.approx(65 / 16, rel=0.03)
+    assert deviation == pytest.approx(65 / 8, rel=0.03)
     assert set(BASELINES) == {"grey", "mean", "black", "blur"}
 
 

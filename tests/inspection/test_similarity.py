@@ -147,7 +147,7 @@ def test_what_cannot_be_compared_is_refused():
     model = random_model(small())
     with pytest.raises(Error, match="at least 4 pictures"):
         layer_similarity(model, [images_for(small(), batch=3)])
-    with pytest.raises(Error, match="has no layer 'blocks.7.out'"):
+    with pytest.raises(Error, match=r"has no layer 'blocks\.7\.out'"):
         layer_similarity(model, [images_for(small(), batch=4)], only="blocks.7.out")
 
 

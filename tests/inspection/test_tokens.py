@@ -65,7 +65,9 @@ def test_tokens_that_stand_out_are_found_where_they_are():
 
 def test_a_layer_that_does_not_exist_is_refused():
     model, images = random_model(small()), images_for(small())
-    with pytest.raises(Error, match="has no layer 'blocks.2.out'; did you mean 'blocks.1.out'"):
+    with pytest.raises(
+        Error, match=r"has no layer 'blocks\.2\.out'; did you mean 'blocks\.1\.out'"
+    ):
         tokens_of(model, images, "blocks.2.out")
     with pytest.raises(Error, match="no pictures"):
         token_norms(model, [])

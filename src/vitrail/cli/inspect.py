@@ -33,6 +33,9 @@ def inspect(
     heads: Annotated[tuple[int, ...], arg("N")] = (),
     show: int = 16,
     most: int = 128,
+    explain: int = 4,
+    against: Annotated[str | None, arg("MODEL")] = None,
+    against_name: Annotated[str | None, arg("NAME")] = None,
     fuse: Literal["mean", "max", "min"] = "mean",
     residual: float = 0.5,
     discard: float = 0.0,
@@ -52,11 +55,16 @@ def inspect(
         out: A new folder for report.html, figures/ and arrays.npz.
         model: The name of the model, for a file that does not say it.
         which: The weights of the last step, or the best on validation.
-        figures: Only these kinds: filters positions distance rollout attention, and more.
+        figures: Only these kinds: filters positions distance rollout attention explanations tokens
+            similarity neighbours.
         layers: Draw only the maps of these, by number from 0 or by name (stages.2.blocks.5).
         heads: Draw only the maps of these, numbered from 0.
         show: How many pictures are drawn; averages are over all.
         most: How many pictures are looked at; of more, so many evenly chosen.
+        explain: How many pictures are explained by gradients too, and the explanations scored by
+            deletion and insertion: a hundred looks of the model at each. 0 for none.
+        against: Another model, whose layers are compared with this one's.
+        against_name: Its name, for a file that does not say it.
         fuse: How rollout makes one of a layer's heads.
         residual: The share of the residual path in rollout.
         discard: The share of the smallest weights that rollout leaves out.
@@ -76,9 +84,12 @@ def inspect(
     if most < 1:
         raise Error(f"--most is at least 1, not {most}")
     _check_new(out, overwrite)
-    choices = Choices(figures, layers, heads, show, Rollout(fuse, residual, discard))
+    choices = Choices(figures, layers, heads, show, Rollout(fuse, residual, discard), explain)
     opened = load_model(source, model, which).to(pick_device(device))
     check_choices(opened, choices)
+    other = None
+    if against is not None:
+        other = load_model(against, against_name).to(pick_device(device))
     pictures = _pictures(opened, images, most, split)
     out.mkdir(parents=True, exist_ok=True)
     with Progress() as progress:
@@ -88,6 +99,8 @@ def inspect(
             out,
             choices,
             name=Path(source).name or source,
+            other=other,
+            other_name=Path(against or "").name or "",
             command=again(),
             footer=f"Vitrail {__version__}",
             progress=progress,

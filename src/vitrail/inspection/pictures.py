@@ -58,6 +58,10 @@ class Pictures:
         self.labels = None if labels is None else list(labels)
         self._read = read
 
+    def seen_by(self, model: ImageClassifier) -> "Pictures":
+        """The same pictures as another model sees them."""
+        return Pictures(model, self.keys, self._read, self.labels)
+
     def __len__(self) -> int:
         return len(self.keys)
 

@@ -185,7 +185,7 @@ def _fused(
     with torch.no_grad():
         _checked(model(images, tape=tape))
     heads = [tape[layer.name].mean(1) for layer in layers]
-    return layers, heads, tape[POOLING] if POOLING in tape else None
+    return layers, heads, tape.get(POOLING)
 
 
 # -- by gradients --------------------------------------------------------------------------------

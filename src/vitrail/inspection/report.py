@@ -11,6 +11,9 @@ from typing import Any
 import numpy as np
 
 from vitrail.inspection.attention_parts import attention_part, distance_part, rollout_part
+from vitrail.inspection.explained_parts import explained_part
+from vitrail.inspection.layer_parts import KINDS as WITH_LAYERS
+from vitrail.inspection.layer_parts import layer_parts
 from vitrail.inspection.look import Rollout, chosen, layers_with_attention, look
 from vitrail.inspection.pictures import Pictures
 from vitrail.inspection.places import layers_of
@@ -21,6 +24,7 @@ from vitrail.kit.files import write_whole
 from vitrail.kit.page import Page
 from vitrail.models.base import ImageClassifier
 
+EXPLAINED = 4  # pictures that are explained, unless another number is asked for
 SHOWN = 16  # pictures whose maps are drawn, unless another number is asked for
 WITH_ATTENTION = ("distance", "rollout", "attention")
 WITHOUT_PICTURES = {"filters": filters_part, "positions": positions_part}
@@ -38,6 +42,8 @@ class Choices:
         heads: numbers from 0 of the heads that are drawn; none for all.
         show: of how many pictures maps are drawn; averages are over all.
         rollout: how attention is rolled out.
+        explain: how many pictures are explained, and the explanations scored: a hundred forward
+            passes each.
     """
 
     figures: Sequence[str] = ()
@@ -45,11 +51,12 @@ class Choices:
     heads: Sequence[int] = ()
     show: int = SHOWN
     rollout: Rollout = field(default_factory=Rollout)
+    explain: int = EXPLAINED
 
 
 def kinds() -> list[str]:
     """The names of everything that can be looked at."""
-    return [*WITHOUT_PICTURES, *WITH_ATTENTION, *SECTIONS]
+    return [*WITHOUT_PICTURES, *WITH_ATTENTION, "explanations", *WITH_LAYERS, *SECTIONS]
 
 
 def check_choices(model: ImageClassifier, choices: Choices) -> None:
@@ -65,6 +72,8 @@ def check_choices(model: ImageClassifier, choices: Choices) -> None:
             raise Error(f"there are no figures {name!r}{near}")
     if choices.show < 0:
         raise Error(f"--show is how many pictures are drawn, and not {choices.show}")
+    if choices.explain < 0:
+        raise Error(f"--explain is how many pictures are explained, and not {choices.explain}")
     asked = [name for name in choices.figures if name in WITH_ATTENTION]
     if asked or choices.layers or choices.heads:
         layers = layers_with_attention(model)
@@ -80,6 +89,8 @@ def inspect(
     choices: Choices | None = None,
     *,
     name: str = "model",
+    other: ImageClassifier | None = None,
+    other_name: str = "the other model",
     command: str = "",
     footer: str = "",
     progress: Progress | None = None,
@@ -92,6 +103,7 @@ def inspect(
         out: a folder that exists.
         choices: everything by default.
         name, command, footer: for the page.
+        other, other_name: a model whose layers are compared with this one's.
         progress: called with what is done, how much of it and of how much.
 
     Returns:
@@ -103,8 +115,21 @@ def inspect(
     choices = Choices() if choices is None else choices
     check_choices(model, choices)
     report = _Report(model, pictures, out, name, command, footer)
-    for part in _parts(model, pictures, choices, progress or (lambda *_: None)):
+    say = progress or (lambda *_: None)
+    for part in _parts(model, pictures, choices, say):
         report.add(part)
+    wanted = [kind for kind in WITH_LAYERS if kind in (choices.figures or kinds())]
+    if wanted:
+        for part in layer_parts(
+            model,
+            pictures,
+            wanted,
+            most=choices.show,
+            other=other,
+            names=(name, other_name),
+            progress=lambda done, total: say("looking at layers", done, total),
+        ):
+            report.add(part)
     return report.finish()
 
 
@@ -133,6 +158,13 @@ def _parts(model: ImageClassifier, pictures: Pictures, choices: Choices, progres
                 yield attention_part(model, looked, pictures, layers, choices.heads)
         else:
             yield Part("Attention", [_without(model)])
+    if "explanations" in wanted:
+        yield explained_part(
+            model,
+            pictures,
+            choices.explain,
+            lambda done, total: progress("explaining", done, total),
+        )
     for kind, section in SECTIONS.items():
         if kind in wanted:
             progress(kind, 0, 0)

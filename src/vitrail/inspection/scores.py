@@ -26,7 +26,7 @@ from vitrail.models.base import ImageClassifier
 from vitrail.models.vit import VisionTransformer
 
 SIDES = 14  # patches along a side of the picture, for networks without patches of their own
-BLUR = 16  # the deviation of the blur is the shorter side over this
+BLUR = 8  # the deviation of the blur is the shorter side over this
 MODES = ("deletion", "insertion")
 
 
@@ -67,12 +67,18 @@ def patch_of(model: ImageClassifier, size: Grid) -> Grid:
     return math.ceil(size[0] / SIDES), math.ceil(size[1] / SIDES)
 
 
+def patch_means(heat: Tensor, patch: Grid) -> Tensor:
+    """The mean heat of each patch: [b h w] to [b rows columns]; those at the border may be cut."""
+    # Without padding and with a ceiling, the mean at a border is over what is there.
+    return F.avg_pool2d(heat[:, None], patch, ceil_mode=True)[:, 0]
+
+
 def patch_order(heat: Tensor, patch: Grid) -> Tensor:
     """The patches of heat [b h w] by their mean, most relevant first: int64 [b n].
 
     Patches count in rows from the top left; those at the border may be cut.
     """
-    means = _to_patches(heat.double(), patch).flatten(1)
+    means = patch_means(heat.double(), patch).flatten(1)
     shuffled = torch.randperm(means.shape[1], generator=torch.Generator().manual_seed(0))
     shuffled = shuffled.to(means.device)
     return shuffled[means[:, shuffled].argsort(dim=1, descending=True, stable=True)]
@@ -89,7 +95,7 @@ def baseline_of(model: ImageClassifier, images: Tensor, baseline: str) -> Tensor
     """What patches are replaced by: a picture for each of the normalised images [b c h w].
 
     ``grey`` is the middle of the range, ``mean`` the colour that normalises to zero, ``black`` is
-    black, ``blur`` the picture itself under a Gaussian of a sixteenth of its shorter side.
+    black, ``blur`` the picture itself under a Gaussian of an eighth of its shorter side.
 
     Raises:
         Error: another baseline.
@@ -204,12 +210,6 @@ def paired_difference(first: Tensor, second: Tensor, confidence: float = 0.95) -
     values = (first - second).double().numpy()
     low, high = bootstrap_interval(values, confidence)
     return Difference(float(values.mean()), low, high, confidence)
-
-
-def _to_patches(heat: Tensor, patch: Grid) -> Tensor:
-    """The mean of each patch: [b h w] to [b rows columns]."""
-    # Without padding and with a ceiling, the mean at a border is over what is there.
-    return F.avg_pool2d(heat[:, None], patch, ceil_mode=True)[:, 0]
 
 
 def _to_pixels(patches: Tensor, patch: Grid, size: Grid) -> Tensor:

@@ -2,9 +2,9 @@
 
 Large models turn a few patches of little content into registers: tokens of far greater norm that
 hold something about the whole picture, and spoil maps of attention and of features (Darcet et al.,
-"Vision Transformers Need Registers", 2024, section 2). They cut at a norm of 150, by the eye, in the
-last layer of DINOv2's giant model; other models have other norms, so here the cut-off is a multiple
-of the median norm of the layer's patches, unless a norm is given.
+"Vision Transformers Need Registers", 2024, section 2). They cut at a norm of 150, by the eye, in
+DINOv2's giant model; other models have other norms, so here the cut-off is a multiple of the median
+norm of the layer's patches, unless a norm is given.
 """
 
 from collections.abc import Iterable, Iterator, Sequence

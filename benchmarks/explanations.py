@@ -49,10 +49,7 @@ ROOT = Path(__file__).resolve().parents[1]
 DATA, MODEL = "demo:fashion", "vit_nano_patch4_28"
 SETTINGS = {"model.pool": "token", "optim.lr": 1e-3}
 BATCH = 64
-METHODS = (
-    *("relevance", "rollout", "attention", "gradient"),
-    *("gradient_x_input", "smooth_gradient", "integrated_gradients"),
-)
+METHODS = ("relevance", "rollout", "attention", "gradient", "integrated_gradients")
 SCORES = (("deletion", "grey"), ("deletion", "black"), ("insertion", "black"))
 
 
@@ -106,10 +103,10 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--first-seed", type=int, default=0)
     parser.add_argument("--models", nargs="+", type=Path, help="model folders instead of training")
-    parser.add_argument("--train-steps", type=int, default=1200)
-    parser.add_argument("--images", type=int, default=200)
+    parser.add_argument("--train-steps", type=int, default=500)
+    parser.add_argument("--images", type=int, default=120)
     parser.add_argument("--steps", type=int, default=14, help="of each curve")
-    parser.add_argument("--draws", type=int, default=3, help="random orders a picture")
+    parser.add_argument("--draws", type=int, default=2, help="random orders a picture")
     parser.add_argument("--out", type=Path, default=ROOT / "runs" / "explanations")
     options = parser.parse_args()
     if options.quick:

@@ -188,9 +188,9 @@ def _what(model: ImageClassifier, methods: Sequence[str], count: int) -> str:
     )
     if "relevance" in methods:
         told += (
-            " Attention x gradient (Chefer, Gur and Wolf, 2021) takes of every layer what raises the "
-            "class and follows it back to the picture; rollout and the last layer's attention know "
-            "no class."
+            " Attention x gradient (Chefer, Gur and Wolf, 2021) takes of every layer what raises "
+            "the class and follows it back to the picture; rollout and the last layer's attention "
+            "know no class."
         )
     return told
 

@@ -12,6 +12,7 @@ import numpy as np
 
 from vitrail.inspection.attention_parts import attention_part, distance_part, rollout_part
 from vitrail.inspection.look import Rollout, chosen, layers_with_attention, look
+from vitrail.inspection.map_parts import maps_part
 from vitrail.inspection.pictures import Pictures
 from vitrail.inspection.places import layers_of
 from vitrail.inspection.sections import SECTIONS, Part
@@ -23,6 +24,7 @@ from vitrail.models.base import ImageClassifier
 
 SHOWN = 16  # pictures whose maps are drawn, unless another number is asked for
 WITH_ATTENTION = ("distance", "rollout", "attention")
+MAPS = "maps"
 WITHOUT_PICTURES = {"filters": filters_part, "positions": positions_part}
 
 Progress = Callable[[str, int, int], None]
@@ -49,7 +51,7 @@ class Choices:
 
 def kinds() -> list[str]:
     """The names of everything that can be looked at."""
-    return [*WITHOUT_PICTURES, *WITH_ATTENTION, *SECTIONS]
+    return [*WITHOUT_PICTURES, *WITH_ATTENTION, MAPS, *SECTIONS]
 
 
 def check_choices(model: ImageClassifier, choices: Choices) -> None:
@@ -133,6 +135,8 @@ def _parts(model: ImageClassifier, pictures: Pictures, choices: Choices, progres
                 yield attention_part(model, looked, pictures, layers, choices.heads)
         else:
             yield Part("Attention", [_without(model)])
+    if MAPS in wanted:
+        yield maps_part(model, pictures, choices.show)
     for kind, section in SECTIONS.items():
         if kind in wanted:
             progress(kind, 0, 0)
@@ -178,14 +182,14 @@ class _Report:
         section.text(*part.text)
         if part.fill is not None:
             part.fill(section)
+        charts = [figure for figure in part.figures if figure.svg]
+        if charts:
+            section.charts([(figure.title, figure.svg) for figure in charts])
+            section.text(*(f"{figure.title}. {figure.caption}" for figure in charts))
         for figure in part.figures:
             png = figure.save(self.out / "figures")
             self.saved.append(figure.name)
-            if figure.name in part.apart:
-                continue
-            if figure.svg:
-                section.charts([(figure.title, figure.svg)]).text(figure.caption)
-            else:
+            if not figure.svg and figure.name not in part.apart:
                 picture = png if figure.plain is None else figure.plain
                 section.figure(picture, figure.alt or figure.title, figure.caption)
         self.arrays.update(part.arrays)

@@ -55,8 +55,8 @@ def inspect(
         out: A new folder for report.html, figures/ and arrays.npz.
         model: The name of the model, for a file that does not say it.
         which: The weights of the last step, or the best on validation.
-        figures: Only these kinds: filters positions distance rollout attention explanations tokens
-            similarity neighbours.
+        figures: Only these kinds: filters positions distance rollout attention maps explanations
+            tokens similarity neighbours.
         layers: Draw only the maps of these, by number from 0 or by name (stages.2.blocks.5).
         heads: Draw only the maps of these, numbered from 0.
         show: How many pictures are drawn; averages are over all.

@@ -120,9 +120,10 @@ def _dots(
         Line("mean of heads", numbers, [float(np.nanmean(one)) for one in values]),
         Line("all keys alike", numbers, list(reference)),
     ]
-    svg = line_chart(lines, title=f"{title} by layer", x_label=f"layer ({unit} upwards)")
-    draw = partial(_draw_dots, points=points, reference=reference, unit=f"{title.lower()} ({unit})")
-    return Figure(name, title, caption, draw, (6.4, 4.0), svg=svg)
+    titled = f"{title}, in {unit}"
+    svg = line_chart(lines, title=f"{titled}, by layer", x_label="layer")
+    draw = partial(_draw_dots, points=points, reference=reference, unit=unit)
+    return Figure(name, titled, caption, draw, (6.4, 4.0), svg=svg)
 
 
 def _draw_dots(
@@ -158,20 +159,20 @@ def rollout_part(looked: Looked, pictures: Pictures) -> Part:
     if last.stage or any(layer.reduced is not None for layer in looked.layers):
         text += (
             " The paper defines it for plain Transformers. Here the weight of a reduced key, or of "
-            "a token that a later stage made, goes in equal parts to the tokens it was made of; "
+            "a token that a later stage made, goes to the tokens it was made of; "
             "what a class token began with has no place and is left out."
         )
     panes, rows = [], []
     for shown in looked.shown:
-        picture = _small(pictures[shown.index])
+        picture = drawable(pictures[shown.index])
         rolled = overlaid(picture, looked.rollout[shown.index], first)
         final = overlaid(picture, shown.maps[-1].mean(0), last.keys)
-        rows.append((_title(picture), [picture.original, rolled, final]))
+        rows.append((named(picture), [picture.original, rolled, final]))
         panes.append(
             Pane(
                 [picture.original, rolled],
                 [f"{picture.key}", f"Attention rollout over {picture.key}"],
-                _title(picture),
+                named(picture),
             )
         )
     caption = (
@@ -208,7 +209,7 @@ def _sheet(name: str, rows: Sequence[tuple[str, list[np.ndarray]]], caption: str
     names = [name for name, _ in rows]
     width = 6.4 if len(rows) > 1 else 4.6
     draw = partial(_draw_sheet, sheet=sheet, names=names)
-    size = (width, width * sheet.shape[0] / sheet.shape[1] * 1.1)
+    size = (width, width * sheet.shape[0] / sheet.shape[1])
     return Figure(name, "Attention rollout", caption, draw, size, plain=sheet)
 
 
@@ -247,11 +248,11 @@ def attention_part(
     size = model.preprocessing.size
     figures, layered = [], []
     for shown in looked.shown:
-        picture = _small(pictures[shown.index])
+        picture = drawable(pictures[shown.index])
         maps = [_evened(shown.maps[i], looked.layers[i], heads, size) for i in layers]
         answer = _answer(model, shown)
         figures.append(_mosaic(shown.index, picture, maps, kept, looked, shown, heads))
-        layered.append(_layered(picture, maps, answer))
+        layered.append(layered_picture(picture, maps, answer))
     what = _what(kept)
     caption = (
         f"{what} Move the sliders for another layer or head; head 'mean' is the mean of the "
@@ -277,7 +278,8 @@ def _fill(
     section: Section, pictures: Sequence[Layered], layers: Sequence[Layer], caption: str
 ) -> None:
     names = [layer.short for layer in layers]
-    section.layered(pictures, names, caption)
+    telling = [i for i, maps in enumerate(pictures[0].maps) if maps.shape[1] * maps.shape[2] > 1]
+    section.layered(pictures, names, caption, start=telling[-1] if telling else -1)
 
 
 def _what(layers: Sequence[Layer]) -> str:
@@ -292,21 +294,24 @@ def _what(layers: Sequence[Layer]) -> str:
     return token if told == {True} else mean
 
 
-def _small(picture: Picture) -> Picture:
-    """The same picture of at most `LARGEST` pixels, to be drawn over."""
+def drawable(picture: Picture) -> Picture:
+    """The same picture of `SIDE` to `LARGEST` pixels, to be drawn over."""
     height, width = picture.original.shape[:2]
     scale = LARGEST / max(height, width)
+    how = Image.Resampling.LANCZOS
     if scale >= 1:
+        scale, how = max(1, -(-SIDE // max(height, width))), Image.Resampling.NEAREST
+    if scale == 1:
         return picture
     size = (max(1, round(width * scale)), max(1, round(height * scale)))
-    small = np.asarray(Image.fromarray(picture.original).resize(size, Image.Resampling.LANCZOS))
+    small = np.asarray(Image.fromarray(picture.original).resize(size, how))
     down, across = size[1] / height, size[0] / width
     top, left, tall, wide = picture.window
     window = (top * down, left * across, tall * down, wide * across)
     return Picture(picture.key, small, picture.seen, window, picture.label)
 
 
-def _title(picture: Picture) -> str:
+def named(picture: Picture) -> str:
     return PurePath(picture.key).name or picture.key
 
 
@@ -325,14 +330,14 @@ def _evened(
     return evened(maps[chosen or [0]], layer.keys, size)
 
 
-def _layered(picture: Picture, maps: Sequence[np.ndarray], answer: str) -> Layered:
+def layered_picture(picture: Picture, maps: Sequence[np.ndarray], answer: str) -> Layered:
     height, width = picture.original.shape[:2]
     top, left, tall, wide = picture.window
     frame = (top / height, left / width, tall / height, wide / width)
     notes = [f"seen as {answer}"] if answer else []
     if picture.label is not None:
         notes.append(f"is {picture.label}")
-    return Layered(picture.original, maps, frame, picture.key, _title(picture), notes)
+    return Layered(picture.original, maps, frame, picture.key, named(picture), notes)
 
 
 def _mosaic(
@@ -362,10 +367,10 @@ def _mosaic(
         f"{_what(layers)} A row for each layer, a column for each head, each map from nothing "
         "(dark blue) to its own greatest value (yellow). Left the picture, and rollout over it."
     )
-    width = 7.6
-    height = max(2.2, width * sheet.shape[0] / (sheet.shape[1] + left.shape[1]))
+    width, words = 7.6, 0.07 * max(len(layer.short) for layer in layers) + 0.4  # inches
+    height = (width - words) * sheet.shape[0] / (sheet.shape[1] + left.shape[1]) + 0.4
     return Figure(
-        f"attention-{index:03d}", f"Attention in {_title(picture)}", caption, draw, (width, height)
+        f"attention-{index:03d}", f"Attention in {named(picture)}", caption, draw, (width, height)
     )
 
 

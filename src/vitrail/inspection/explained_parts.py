@@ -7,12 +7,12 @@ inserted into a blurred picture, as RISE's authors do (Petsiuk et al., 2018, sec
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from pathlib import PurePath
 from typing import Any
 
 import numpy as np
 import torch
 
+from vitrail.inspection.attention_parts import drawable, named
 from vitrail.inspection.figures import Figure, fitted, mosaic, show, tile_centres
 from vitrail.inspection.pictures import Picture, Pictures, as_input, overlaid
 from vitrail.inspection.places import Places
@@ -93,7 +93,7 @@ def explained_part(
     done = []
     try:
         for index in range(count):
-            done.append(_explained(model, pictures[index], methods, index))
+            done.append(_explained(model, drawable(pictures[index]), methods, index))
             if progress is not None:
                 progress(index + 1, count)
     finally:
@@ -213,11 +213,10 @@ def _fill(
     section.table(("explanation", "deletion (lower)", "insertion (higher)"), rows, caption)
     for one in done:
         key = one.picture.key
-        title = PurePath(key).name or key
         notes = [f"seen as {one.seen_as}"]
         if one.picture.label is not None:
             notes.append(f"is {one.picture.label}")
-        panes = [Pane([one.picture.original], [key], title, notes)]
+        panes = [Pane([one.picture.original], [key], named(one.picture), notes)]
         for name in methods:
             drawn = overlaid(one.picture, one.heats[name], places)
             scores = [

@@ -60,7 +60,7 @@ class Figure:
                 {"font.size": 10, "font.family": "DejaVu Sans", "svg.hashsalt": self.name}
             )
             width, height = self.size
-            lines = textwrap.wrap(self.caption, max(30, round(width * 13.5)))
+            lines = textwrap.wrap(self.caption, max(30, round(width * 14.5)))
             figure = Canvas(
                 figsize=(width, height + 0.35 + 0.17 * len(lines)), dpi=DOTS, layout="constrained"
             )

@@ -3,10 +3,11 @@
 In a plain Transformer this is Abnar and Zuidema's rollout read at the head's token, and equal to
 `attention.rollout` to the last digits: it is only followed from the end, as one row of weights,
 where rollout multiplies whole matrices. For other families the paper has no definition. Ours:
-- within a stage, as in the paper; where keys are reduced, the weight of a key goes in equal parts
-  to the tokens of the window that it was made of;
-- between stages, the weight of a token goes in equal parts to the tokens of the stage before that
-  its embedding (or pooling) sees;
+- within a stage, as in the paper; where keys are reduced, the weight of a key goes to the tokens
+  of the window that it was made of;
+- between stages, the weight of a token goes to the tokens of the stage before that its embedding
+  (or pooling) sees; in both, in equal parts, or where windows overlap most to their middle
+  (`places.windows`), so that attention to all tokens alike stays so;
 - the weight that is left on a class token when its stage is reached from above stays with it: it
   came from no place in the picture.
 Convolutions and channels are not looked at, and what lies before the first attention (the stages

@@ -7,13 +7,13 @@ CKA, and the tokens of three layers of the pictures that are shown.
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from pathlib import PurePath
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from vitrail.inspection.attention_parts import drawable, named
 from vitrail.inspection.figures import Figure, mosaic, show, tile_centres
 from vitrail.inspection.look import evaluating
 from vitrail.inspection.pictures import Pictures, as_input, overlaid
@@ -213,7 +213,7 @@ def _fill_norms(
 ) -> None:
     panes = []
     for index in range(shown):
-        picture = pictures[index]
+        picture = drawable(pictures[index])
         places = _cells(norms.places.shape[1:], picture.seen.shape)
         drawn = overlaid(picture, norms.places[index].numpy(), places)
         found = int(norms.outliers[index].sum())
@@ -221,7 +221,7 @@ def _fill_norms(
             Pane(
                 [picture.original, drawn],
                 [picture.key, f"Norms of {name}'s tokens over {picture.key}"],
-                PurePath(picture.key).name or picture.key,
+                named(picture),
                 [f"{found} stand out" if found else "none stands out"],
             )
         )

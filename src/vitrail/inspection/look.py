@@ -150,9 +150,11 @@ def look(
     )
 
 
-def layers_with_attention(model: ImageClassifier) -> list[Layer]:
+def layers_with_attention(
+    model: ImageClassifier, size: tuple[int, int] | None = None
+) -> list[Layer]:
     """`places.layers_of`, or an Error for a model that has none."""
-    layers = layers_of(model)
+    layers = layers_of(model, size)
     if not layers:
         raise Error(
             f"{type(model).__name__} has no attention from place to place, so there is no "

@@ -91,18 +91,20 @@ def as_input(model: ImageClassifier, *pictures: Picture) -> Tensor:
 def interpolation(centres: np.ndarray, at: np.ndarray) -> np.ndarray:
     """Linear interpolation as a matrix: values at ``centres`` to values at ``at``, [at centres].
 
-    Beyond the first and the last centre the value stays as it is there.
+    Beyond the first and the last centre the value stays as it is there. Values of one place (keys
+    pooled to more than there were) count by their mean.
     """
-    matrix = np.zeros((len(at), len(centres)), np.float32)
-    if len(centres) == 1:
+    places, which, count = np.unique(centres, return_inverse=True, return_counts=True)
+    matrix = np.zeros((len(at), len(places)), np.float32)
+    if len(places) == 1:
         matrix[:] = 1
-        return matrix
-    place = np.interp(at, centres, np.arange(len(centres)))
-    below = np.minimum(place.astype(int), len(centres) - 2)
-    rows, share = np.arange(len(at)), place - below
-    matrix[rows, below] = 1 - share
-    matrix[rows, below + 1] = share
-    return matrix
+    else:
+        place = np.interp(at, places, np.arange(len(places)))
+        below = np.minimum(place.astype(int), len(places) - 2)
+        rows, share = np.arange(len(at)), place - below
+        matrix[rows, below] = 1 - share
+        matrix[rows, below + 1] = share
+    return (matrix / count)[:, which].astype(np.float32)
 
 
 def onto_picture(
@@ -140,6 +142,7 @@ def evened(heat: np.ndarray, places: Places, size: tuple[int, int]) -> np.ndarra
     if np.allclose(y, places.y) and np.allclose(x, places.x):
         return heat
     moved = interpolation(places.y, y) @ heat @ interpolation(places.x, x).T
+    moved = moved.astype(heat.dtype, copy=False)
     before, after = heat.sum((-2, -1), keepdims=True), moved.sum((-2, -1), keepdims=True)
     return moved * np.divide(before, after, out=np.ones_like(after), where=after != 0)
 
@@ -152,7 +155,8 @@ def overlaid(picture: Picture, heat: np.ndarray, places: Places, alpha: float = 
     drawn = onto_picture(heat, places, picture)
     seen = np.isfinite(drawn)
     low, high = float(heat.min()), float(heat.max())
-    colors = heat_colors(np.nan_to_num((drawn - low) / max(high - low, 1e-12)))
+    scaled = (drawn - low) / (high - low) if high - low > 1e-6 * abs(high) else 0 * drawn + 0.5
+    colors = heat_colors(np.nan_to_num(scaled))
     pixels = picture.original.astype(np.float32)
     mixed = (1 - alpha) * pixels + alpha * colors
     grey = 0.5 * pixels.mean(2, keepdims=True) + 64

@@ -65,11 +65,19 @@ class Axis:
 
 
 def windows(before: int, after: int, kernel: int, stride: int, padding: int = 0) -> np.ndarray:
-    """Which of ``before`` places each of ``after`` sees, evenly: [after before], rows sum to 1."""
+    """Which of ``before`` places each of ``after`` sees, and how much: [after before].
+
+    Rows sum to 1. Windows that overlap count their middle most (1, 2, 1 for a kernel of 3): with a
+    stride of 2 every place then counts alike in all of them together, where even weights would
+    count every second place twice.
+    """
+    places = np.arange(kernel)
+    weights = np.minimum(places + 1, kernel - places) if kernel > stride else np.ones(kernel)
     seen = np.zeros((after, before))
     for row in range(after):
-        start = row * stride - padding
-        seen[row, max(0, start) : max(0, start + kernel)] = 1
+        inside = places + row * stride - padding
+        kept = (inside >= 0) & (inside < before)
+        seen[row, inside[kept]] = weights[kept]
     return seen / seen.sum(1, keepdims=True)
 
 

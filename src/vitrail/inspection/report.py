@@ -15,6 +15,7 @@ from vitrail.inspection.explained_parts import explained_part
 from vitrail.inspection.layer_parts import KINDS as WITH_LAYERS
 from vitrail.inspection.layer_parts import layer_parts
 from vitrail.inspection.look import Rollout, chosen, layers_with_attention, look
+from vitrail.inspection.map_parts import maps_part
 from vitrail.inspection.pictures import Pictures
 from vitrail.inspection.places import layers_of
 from vitrail.inspection.sections import SECTIONS, Part
@@ -27,6 +28,7 @@ from vitrail.models.base import ImageClassifier
 EXPLAINED = 4  # pictures that are explained, unless another number is asked for
 SHOWN = 16  # pictures whose maps are drawn, unless another number is asked for
 WITH_ATTENTION = ("distance", "rollout", "attention")
+MAPS = "maps"
 WITHOUT_PICTURES = {"filters": filters_part, "positions": positions_part}
 
 Progress = Callable[[str, int, int], None]
@@ -56,7 +58,7 @@ class Choices:
 
 def kinds() -> list[str]:
     """The names of everything that can be looked at."""
-    return [*WITHOUT_PICTURES, *WITH_ATTENTION, "explanations", *WITH_LAYERS, *SECTIONS]
+    return [*WITHOUT_PICTURES, *WITH_ATTENTION, MAPS, "explanations", *WITH_LAYERS, *SECTIONS]
 
 
 def check_choices(model: ImageClassifier, choices: Choices) -> None:
@@ -158,6 +160,8 @@ def _parts(model: ImageClassifier, pictures: Pictures, choices: Choices, progres
                 yield attention_part(model, looked, pictures, layers, choices.heads)
         else:
             yield Part("Attention", [_without(model)])
+    if MAPS in wanted:
+        yield maps_part(model, pictures, choices.show)
     if "explanations" in wanted:
         yield explained_part(
             model,
@@ -210,14 +214,14 @@ class _Report:
         section.text(*part.text)
         if part.fill is not None:
             part.fill(section)
+        charts = [figure for figure in part.figures if figure.svg]
+        if charts:
+            section.charts([(figure.title, figure.svg) for figure in charts])
+            section.text(*(f"{figure.title}. {figure.caption}" for figure in charts))
         for figure in part.figures:
             png = figure.save(self.out / "figures")
             self.saved.append(figure.name)
-            if figure.name in part.apart:
-                continue
-            if figure.svg:
-                section.charts([(figure.title, figure.svg)]).text(figure.caption)
-            else:
+            if not figure.svg and figure.name not in part.apart:
                 picture = png if figure.plain is None else figure.plain
                 section.figure(picture, figure.alt or figure.title, figure.caption)
         self.arrays.update(part.arrays)

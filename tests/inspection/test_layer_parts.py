@@ -1,4 +1,4 @@
-"""The sections on explanations and on layers: their numbers are those of the functions they show."""
+"""The sections on explanations and on layers: their numbers are those of what they show."""
 
 import numpy as np
 import pytest

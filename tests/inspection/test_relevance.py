@@ -264,6 +264,8 @@ def test_what_cannot_be_explained_is_refused():
         explain(model, torch.zeros(1, 32, 32, 3, dtype=torch.uint8))
     with pytest.raises(Error, match="VisionTransformer has no convolutional maps"):
         explain(model, images, "grad_cam")
+    with pytest.raises(Error, match="without a head"):
+        explain(random_model(small(num_classes=0)), images)
     tokens = random_model(small(pool="none"))
     for method in ("relevance", "rollout", "gradient"):
         with pytest.raises(Error, match="no one class to explain"):

@@ -171,7 +171,7 @@ def _places(model: ImageClassifier, one: _Explained) -> Places:
     for side, of in ((height, patch[0]), (width, patch[1])):
         starts = np.arange(0, side, of)
         centres.append((starts + np.minimum(starts + of, side)) / 2)
-    return Places(*centres)
+    return Places(centres[0], centres[1])
 
 
 def _what(model: ImageClassifier, methods: Sequence[str], count: int) -> str:

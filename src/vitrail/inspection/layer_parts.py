@@ -255,8 +255,9 @@ def _similarity_part(found: _Pass, names: tuple[str, str]) -> Part:
         "pictures is the same but for rotation and scale, 0 where they have nothing in common "
         f"(the unbiased estimate can fall a little below).{rough}"
     )
-    labels = tuple(
-        [name.removesuffix(".out") for name in side] for side in (found.first, found.second)
+    labels = (
+        [name.removesuffix(".out") for name in found.first],
+        [name.removesuffix(".out") for name in found.second],
     )
     caption = f"Linear CKA, in batches of {AT_ONCE} pictures (Nguyen, Raghu and Kornblith, 2021)."
     side = min(7.0, 3.4 + 0.12 * max(matrix.shape))

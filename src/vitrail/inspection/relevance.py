@@ -12,7 +12,7 @@ By gradients, for every network: ``gradient`` (Simonyan et al., 2014), ``gradien
 ``grad_cam`` (Selvaraju et al., 2017) for networks with convolutional maps.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 import numpy as np
@@ -108,14 +108,15 @@ def gradient_weighted(attention: Tensor, gradient: Tensor) -> Tensor:
     return (attention * gradient).clamp(min=0).mean(1)
 
 
-def propagate(layers: Mapping[str, Tensor] | list[Tensor]) -> Tensor:
-    """R <- R + A R from the identity, first layer first: [b n n], row = output, column = input.
+def propagate(layers: Sequence[Tensor]) -> Tensor:
+    """R <- R + A R from the identity: [b n n], row = output token, column = input token.
 
-    For layers of one number of tokens; `flow.flow` does it for any, a row at a time.
+    Args:
+        layers: of each layer what `gradient_weighted` gives, [b n n], first layer first. For fewer
+            keys than queries, and for several stages, `flow.flow` does it, a row at a time.
     """
-    stack = list(layers.values()) if isinstance(layers, Mapping) else layers
-    relevance = torch.eye(stack[0].shape[-1]).to(stack[0]).expand_as(stack[0])
-    for layer in stack:
+    relevance = torch.eye(layers[0].shape[-1]).to(layers[0]).expand_as(layers[0])
+    for layer in layers:
         relevance = relevance + layer @ relevance
     return relevance
 
@@ -263,6 +264,8 @@ def _batches(
             "explanations take at least one picture, float [b c h w] as the model takes them, not "
             f"{images.dtype} {list(images.shape)}: see `model.preprocessing`"
         )
+    if not model.num_classes:
+        raise Error("a model without a head has no class to explain: build it with num_classes")
     if targets is not None and targets.shape != images.shape[:1]:
         raise Error(f"{len(images)} pictures need as many targets, not {list(targets.shape)}")
     weight = next(model.parameters())

@@ -204,5 +204,5 @@ def nearest_patches(
     ):
         if cosine > -torch.inf:
             b, n = divmod(index, grid[0] * grid[1])
-            found.append(Near(b, *divmod(n, grid[1]), cosine))
+            found.append(Near(b, n // grid[1], n % grid[1], cosine))
     return found

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from tests.contract.reduced import build
-from vitrail.inspection.explained_parts import explained_part
+from vitrail.inspection.explained_parts import STEPS, explained_part
 from vitrail.inspection.layer_parts import layer_parts
 from vitrail.inspection.pictures import Pictures, as_input
 from vitrail.inspection.relevance import explain, predicted
@@ -39,7 +39,7 @@ def test_the_explanations_that_are_shown_are_those_that_were_scored():
     shown = torch.from_numpy(part.arrays["explanations.relevance"])
     torch.testing.assert_close(shown, patch_means(heat, patch).float(), rtol=1e-3, atol=1e-9)
     order = patch_order(heat, patch)
-    found = curves(model, images, order, patch, "deletion", "grey", 14, classes)
+    found = curves(model, images, order, patch, "deletion", "grey", STEPS, classes)
     np.testing.assert_allclose(
         part.arrays["deletion.relevance"], found.probabilities.numpy(), atol=1e-4
     )

@@ -1,7 +1,7 @@
 """The section on explanations: each over its picture, with the scores that say what it is worth.
 
 What is drawn is what is scored: the mean heat of each patch. Patches are deleted to grey and
-inserted into a blurred picture, as RISE's authors do (Petsiuk et al., 2018, section 4).
+inserted into a blurred picture, as RISE's authors do (Petsiuk et al., 2018).
 """
 
 from collections.abc import Callable, Sequence
@@ -44,8 +44,8 @@ NAMES = {
     "random": "random order",
 }
 BASELINES = {"deletion": "grey", "insertion": "blur"}
-STEPS = 14  # of a curve
-DRAWS = 2  # random orders of each picture
+STEPS = 10  # of a curve
+DRAWS = 1  # random orders of each picture
 COLORS = ("#0b63a5", "#c2500a", "#00795c", "#a1447f", "#876a00", "#4a4a4a")  # as on the page
 STYLES = ("-", "--", "-.", (0, (5, 1.5, 1, 1.5, 1, 1.5)), (0, (9, 2)), ":")
 TILE = 160  # pixels of a picture in the sheet

@@ -2,11 +2,11 @@
 
 An explanation is a map of heat over the picture, as large as the picture. None of them is the
 truth: `inspection.scores` measures which of them finds the pixels that the answer hangs on.
-By attention: ``relevance`` is attention times its gradient (Chefer, Gur and Wolf, "Transformer
-Interpretability Beyond Attention Visualization" and "Generic Attention-model Explainability",
-arXiv 2103.15679): of each layer the positive part of A * dy/dA, averaged over the heads, and
-R <- R + A R from the first layer to the last, y the logit of the class; ``rollout`` (Abnar and
-Zuidema, 2020) and ``attention``, what is read through the last layer alone, know no class.
+By attention: ``relevance`` is attention times its gradient (Chefer, Gur and Wolf, "Generic
+Attention-model Explainability", arXiv 2103.15679): of each layer the positive part of A * dy/dA,
+averaged over the heads, and R <- R + A R from the first layer to the last, y the logit of the
+class; ``rollout`` (Abnar and Zuidema, 2020) and ``attention``, what is read through the last layer
+alone, know no class.
 By gradients, for every network: ``gradient`` (Simonyan et al., 2014), ``gradient_x_input``,
 ``smooth_gradient`` (Smilkov et al., 2017) and ``integrated_gradients`` (Sundararajan et al., 2017);
 ``grad_cam`` (Selvaraju et al., 2017) for networks with convolutional maps.

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from vitrail.inspection.figures import Figure, fitted, mosaic, show, tile_centres
+from vitrail.inspection.figures import Figure, fitted, mosaic, scaled, show, tile_centres
 from vitrail.inspection.look import Looked, Shown
 from vitrail.inspection.pictures import Picture, Pictures, evened, overlaid
 from vitrail.inspection.places import Layer
@@ -312,6 +312,7 @@ def drawable(picture: Picture) -> Picture:
 
 
 def named(picture: Picture) -> str:
+    """A picture's name without its folders."""
     return PurePath(picture.key).name or picture.key
 
 
@@ -331,6 +332,12 @@ def _evened(
 
 
 def layered_picture(picture: Picture, maps: Sequence[np.ndarray], answer: str) -> Layered:
+    """A picture for a page's sliders.
+
+    Args:
+        maps: of each layer [heads rows columns], as equal cells of the model's input.
+        answer: what the model says of it; nothing if that is not known.
+    """
     height, width = picture.original.shape[:2]
     top, left, tall, wide = picture.window
     frame = (top / height, left / width, tall / height, wide / width)
@@ -354,7 +361,7 @@ def _mosaic(
     across = max(len(row) for row in tiles)
     rolled = overlaid(picture, looked.rollout[shown.index], looked.layers[0].queries)
     side = max(2 * TILE, (sheet.shape[0] - 2) // 2)
-    left = mosaic([[fitted(picture.original, side)], [fitted(rolled, side)]])
+    left = mosaic([[scaled(picture.original, side)], [scaled(rolled, side)]])
     names = [str(head) for head in (heads or range(across))]
     draw = partial(
         _draw_mosaic,
@@ -384,6 +391,7 @@ def _draw_mosaic(
 ) -> None:
     pictures, maps = figure.subplots(1, 2, width_ratios=[left.shape[1], sheet.shape[1]])
     show(pictures, left)
+    pictures.set_anchor("N")
     show(
         maps,
         sheet,

@@ -14,7 +14,6 @@ from vitrail.inspection.pictures import Picture, Pictures, evened, overlaid
 from vitrail.inspection.places import Layer
 from vitrail.inspection.sections import Part
 from vitrail.kit.chart import Line, heat_colors, line_chart
-from vitrail.kit.errors import Error
 from vitrail.kit.page import Layered, Section
 from vitrail.kit.page import Picture as Pane
 from vitrail.models.base import ImageClassifier
@@ -159,8 +158,8 @@ def rollout_part(looked: Looked, pictures: Pictures) -> Part:
     if last.stage or any(layer.reduced is not None for layer in looked.layers):
         text += (
             " The paper defines it for plain Transformers. Here the weight of a reduced key, or of "
-            "a token that a later stage made, goes to the tokens it was made of; "
-            "what a class token began with has no place and is left out."
+            "a token that a later stage made, goes to the tokens it was made of; what fell on "
+            "padding, or was a class token's own, has no place and is left out."
         )
     panes, rows = [], []
     for shown in looked.shown:
@@ -234,17 +233,12 @@ def attention_part(
 
     Args:
         layers: numbers of the layers that are drawn.
-        heads: numbers of the heads that are drawn; none for all.
-
-    Raises:
-        Error: a head that no layer has.
+        heads: numbers of the heads that are drawn; none for all. A layer that has none of them
+            shows its first.
     """
     kept = [looked.layers[i] for i in layers]
     if not looked.shown:
         return None
-    most = max(looked.shown[0].maps[i].shape[0] for i in layers)
-    if any(head >= most for head in heads):
-        raise Error(f"there is no head {max(heads)}: these layers have {most}, 0 to {most - 1}")
     size = model.preprocessing.size
     figures, layered = [], []
     for shown in looked.shown:

@@ -22,7 +22,7 @@ def line(tokens: int, prefix: int = 0) -> Places:
 
 
 def layer(queries: Places, keys: Places | None = None, **rest) -> Layer:
-    return Layer("a.attention", 0, queries, keys or queries, **rest)
+    return Layer("a.attention", 1, 0, queries, keys or queries, **rest)
 
 
 @pytest.mark.parametrize("fuse", ["mean", "max", "min"])
@@ -75,7 +75,7 @@ def test_what_a_class_token_began_with_has_no_place():
 
 
 @pytest.mark.parametrize("name", ["pvt_v2_b0", "t2t_vit_t_14", "botnet50_224"])
-def test_nothing_is_lost_where_there_is_no_class_token_in_an_early_stage(name):
+def test_nothing_is_lost_but_to_padding_and_to_class_tokens(name):
     model = shared(name)
     layers = layers_of(model)
     with torch.no_grad():
@@ -84,8 +84,8 @@ def test_nothing_is_lost_where_there_is_no_class_token_in_an_early_stage(name):
     torch.testing.assert_close(read.sum(1), torch.ones(1))
     found = flow(layers, heard.fused, read)
     assert found.shape == (2, *layers[0].queries.grid)
-    if name == "t2t_vit_t_14":  # the class token joins for the last stage
-        assert ((found.sum((1, 2)) > 0) & (found.sum((1, 2)) < 1)).all()
+    if name != "botnet50_224":
+        assert ((found.sum((1, 2)) > 0.05) & (found.sum((1, 2)) < 1)).all()
     else:
         torch.testing.assert_close(found.sum((1, 2)), torch.ones(2, dtype=torch.float64))
 
@@ -99,8 +99,8 @@ def test_attention_to_all_alike_stays_so_through_stages(name):
     heads = [torch.full((1, x.queries.tokens, x.keys.tokens), 1 / x.keys.tokens) for x in layers]
     read = torch.full((1, layers[-1].queries.tokens), 1 / layers[-1].queries.tokens)
     found = flow(layers, heads, read)[0]
-    inner = found[8:-8, 8:-8]
-    assert float(inner.std() / inner.mean()) < 0.03
+    inner = found[:-16, :-16]  # the last tokens of an even side are in fewer windows
+    assert float(inner.std() / inner.mean()) < 0.01
 
 
 @pytest.mark.parametrize(

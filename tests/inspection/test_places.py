@@ -34,7 +34,7 @@ def test_layers_are_those_of_the_tape_and_rows_sum_to_one(name, width):
     assert [layer.name for layer in layers] == recorded
     for layer in layers:
         attention = tape[layer.name]
-        assert attention.shape[2:] == (layer.queries.tokens, layer.keys.tokens)
+        assert attention.shape[1:] == (layer.heads, layer.queries.tokens, layer.keys.tokens)
         torch.testing.assert_close(attention.sum(-1), torch.ones_like(attention[..., 0]))
         assert (np.diff(layer.keys.y) >= 0).all()
         for place in (layer.queries, layer.keys):
@@ -217,11 +217,13 @@ def test_distance_of_strided_attention_is_the_double_loop_class_token_left_out()
 def test_windows_by_hand():
     assert windows(4, 2, 2, 2).tolist() == [[0.5, 0.5, 0, 0], [0, 0, 0.5, 0.5]]
     overlapping = windows(5, 3, 3, 2, 1)
-    expected = [[2 / 3, 1 / 3, 0, 0, 0], [0, 0.25, 0.5, 0.25, 0], [0, 0, 0, 1 / 3, 2 / 3]]
+    expected = [[0.5, 0.25, 0, 0, 0], [0, 0.25, 0.5, 0.25, 0], [0, 0, 0, 0.25, 0.5]]
     np.testing.assert_allclose(overlapping, expected)
-    # away from the border every place counts alike in all windows together
-    inner = windows(21, 11, 3, 2, 1).sum(0)[3:-3]
-    np.testing.assert_allclose(inner, 0.5)
+    # every place counts alike in all windows together; only an even side's last one is seen less
+    np.testing.assert_allclose(windows(21, 11, 3, 2, 1).sum(0), 0.5)
+    np.testing.assert_allclose(windows(20, 10, 3, 2, 1).sum(0), [0.5] * 19 + [0.25])
+    # pooling that reaches beyond the map means what is there
+    assert windows(3, 2, 2, 2).tolist() == [[0.5, 0.5, 0], [0, 0, 1]]
     with torch.no_grad():
         row = torch.arange(16.0)[None, None]
         pooled = F.adaptive_avg_pool1d(row, 7)[0, 0].numpy()

@@ -214,8 +214,9 @@ def _say(found: dict[str, Any]) -> None:
     for layer in found.get("layers", ()):
         low, high = min(layer["distance"]), max(layer["distance"])
         grid = "x".join(map(str, layer["grid"]))
+        heads = len(layer["distance"])
         print(
-            f"{layer['name']:<20} {len(layer['distance']):>3} heads on {grid:<6} "
+            f"{layer['name']:<20} {heads:>3} head{'s' if heads > 1 else ' '} on {grid:<6} "
             f"distance {low:6.1f} to {high:6.1f} pixels"
         )
     print(f"{len(found['figures'])} figures of {found['images']:,} pictures")

@@ -8,13 +8,12 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from vitrail.inspection.figures import Figure, fitted, mosaic, show, tile_centres
+from vitrail.inspection.figures import Figure, fitted, mosaic, scaled, show, tile_centres
 from vitrail.inspection.look import Looked, Shown
 from vitrail.inspection.pictures import Picture, Pictures, evened, overlaid
 from vitrail.inspection.places import Layer
 from vitrail.inspection.sections import Part
 from vitrail.kit.chart import Line, heat_colors, line_chart
-from vitrail.kit.errors import Error
 from vitrail.kit.page import Layered, Section
 from vitrail.kit.page import Picture as Pane
 from vitrail.models.base import ImageClassifier
@@ -159,8 +158,8 @@ def rollout_part(looked: Looked, pictures: Pictures) -> Part:
     if last.stage or any(layer.reduced is not None for layer in looked.layers):
         text += (
             " The paper defines it for plain Transformers. Here the weight of a reduced key, or of "
-            "a token that a later stage made, goes to the tokens it was made of; "
-            "what a class token began with has no place and is left out."
+            "a token that a later stage made, goes to the tokens it was made of; what fell on "
+            "padding, or was a class token's own, has no place and is left out."
         )
     panes, rows = [], []
     for shown in looked.shown:
@@ -234,17 +233,12 @@ def attention_part(
 
     Args:
         layers: numbers of the layers that are drawn.
-        heads: numbers of the heads that are drawn; none for all.
-
-    Raises:
-        Error: a head that no layer has.
+        heads: numbers of the heads that are drawn; none for all. A layer that has none of them
+            shows its first.
     """
     kept = [looked.layers[i] for i in layers]
     if not looked.shown:
         return None
-    most = max(looked.shown[0].maps[i].shape[0] for i in layers)
-    if any(head >= most for head in heads):
-        raise Error(f"there is no head {max(heads)}: these layers have {most}, 0 to {most - 1}")
     size = model.preprocessing.size
     figures, layered = [], []
     for shown in looked.shown:
@@ -312,6 +306,7 @@ def drawable(picture: Picture) -> Picture:
 
 
 def named(picture: Picture) -> str:
+    """A picture's name without its folders."""
     return PurePath(picture.key).name or picture.key
 
 
@@ -331,6 +326,12 @@ def _evened(
 
 
 def layered_picture(picture: Picture, maps: Sequence[np.ndarray], answer: str) -> Layered:
+    """A picture for a page's sliders.
+
+    Args:
+        maps: of each layer [heads rows columns], as equal cells of the model's input.
+        answer: what the model says of it; nothing if that is not known.
+    """
     height, width = picture.original.shape[:2]
     top, left, tall, wide = picture.window
     frame = (top / height, left / width, tall / height, wide / width)
@@ -354,7 +355,7 @@ def _mosaic(
     across = max(len(row) for row in tiles)
     rolled = overlaid(picture, looked.rollout[shown.index], looked.layers[0].queries)
     side = max(2 * TILE, (sheet.shape[0] - 2) // 2)
-    left = mosaic([[fitted(picture.original, side)], [fitted(rolled, side)]])
+    left = mosaic([[scaled(picture.original, side)], [scaled(rolled, side)]])
     names = [str(head) for head in (heads or range(across))]
     draw = partial(
         _draw_mosaic,
@@ -384,6 +385,7 @@ def _draw_mosaic(
 ) -> None:
     pictures, maps = figure.subplots(1, 2, width_ratios=[left.shape[1], sheet.shape[1]])
     show(pictures, left)
+    pictures.set_anchor("N")
     show(
         maps,
         sheet,

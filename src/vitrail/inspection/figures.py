@@ -112,16 +112,21 @@ def enlarged(pixels: np.ndarray, least: int) -> np.ndarray:
     return pixels.repeat(times, 0).repeat(times, 1)
 
 
-def fitted(pixels: np.ndarray, side: int) -> np.ndarray:
-    """uint8 [h w 3] scaled to fit into a square of ``side`` pixels, in its middle, on white."""
+def scaled(pixels: np.ndarray, side: int) -> np.ndarray:
+    """uint8 [h w 3] with a longer side of ``side`` pixels."""
     height, width = pixels.shape[:2]
     scale = side / max(height, width)
     size = (max(1, round(width * scale)), max(1, round(height * scale)))
     how = Image.Resampling.NEAREST if scale > 1 else Image.Resampling.LANCZOS
-    small = np.asarray(Image.fromarray(pixels).resize(size, how))
+    return np.asarray(Image.fromarray(pixels).resize(size, how))
+
+
+def fitted(pixels: np.ndarray, side: int) -> np.ndarray:
+    """uint8 [h w 3] scaled to fit into a square of ``side`` pixels, in its middle, on white."""
+    small = scaled(pixels, side)
     square = np.full((side, side, 3), 255, np.uint8)
-    top, left = (side - size[1]) // 2, (side - size[0]) // 2
-    square[top : top + size[1], left : left + size[0]] = small
+    top, left = (side - small.shape[0]) // 2, (side - small.shape[1]) // 2
+    square[top : top + small.shape[0], left : left + small.shape[1]] = small
     return square
 
 

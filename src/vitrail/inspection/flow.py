@@ -8,8 +8,8 @@ where rollout multiplies whole matrices. For other families the paper has no def
 - between stages, the weight of a token goes to the tokens of the stage before that its embedding
   (or pooling) sees; in both, in equal parts, or where windows overlap most to their middle
   (`places.windows`), so that attention to all tokens alike stays so;
-- the weight that is left on a class token when its stage is reached from above stays with it: it
-  came from no place in the picture.
+- weight that falls on padding, or that is left on a class token where its stage begins, came from
+  no place in the picture and is left out.
 Convolutions and channels are not looked at, and what lies before the first attention (the stages
 of a BoTNet, a hybrid's ResNet, a Performer) is not undone: the map lies on the first layer's grid.
 """

@@ -20,8 +20,10 @@ from vitrail.inspection.sections import Part
 from vitrail.kit.chart import heat_colors
 from vitrail.kit.page import Layered
 from vitrail.models.base import ImageClassifier
+from vitrail.models.vit import VisionTransformer
 
 TILE = 112  # pixels of a map in the figure
+LONGEST = 22  # letters of a picture's name in the figure
 
 
 def maps_part(model: ImageClassifier, pictures: Pictures, show_most: int) -> Part | None:
@@ -34,13 +36,17 @@ def maps_part(model: ImageClassifier, pictures: Pictures, show_most: int) -> Par
         for index in range(min(show_most, len(pictures))):
             picture = drawable(pictures[index])
             maps = model.feature_maps(as_input(model, picture))
-            if len(maps) < 2:
+            # A Transformer's own map, the last of a hybrid, is normed: all places are alike.
+            kept = len(maps) - isinstance(model, VisionTransformer)
+            if not kept:
                 return None
-            strides = maps.strides
-            norms = [_norms(one) for one in maps]
+            strides = maps.strides[:kept]
+            norms = [_norms(one) for one in maps[:kept]]
             found.append(norms)
             layered.append(layered_picture(picture, [one[None] for one in norms], ""))
-            rows.append((named(picture), [fitted(picture.original, TILE), *map(_tile, norms)]))
+            name = named(picture)
+            name = name if len(name) <= LONGEST else f"{name[: LONGEST - 3]}..."
+            rows.append((name, [fitted(picture.original, TILE), *map(_tile, norms)]))
     if not found:
         return None
     names = [f"map {i}, a place every {stride} pixels" for i, stride in enumerate(strides)]
@@ -53,7 +59,7 @@ def maps_part(model: ImageClassifier, pictures: Pictures, show_most: int) -> Par
         "Feature maps",
         f"{caption} Left the picture, then a column for each map, the finest first.",
         partial(_draw, rows=rows, strides=strides),
-        (6.4, 6.0 * len(rows) / (1 + len(strides)) + 0.3),
+        (6.4, 4.6 * len(rows) / (1 + len(strides)) + 0.3),
     )
     arrays = {
         f"feature_norms.{i}": np.stack([one[i] for one in found]) for i in range(len(strides))

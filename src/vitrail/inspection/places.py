@@ -31,7 +31,7 @@ from vitrail.models.vit import ViTConfig
 
 Grid = tuple[int, int]
 Windows = tuple[np.ndarray, np.ndarray]
-"""What a grid makes of another: for rows and for columns a matrix [to from] whose rows sum to 1."""
+"""What a grid makes of another: for rows and for columns a matrix [to from]; see `windows`."""
 
 
 @dataclass(frozen=True)
@@ -67,9 +67,9 @@ class Axis:
 def windows(before: int, after: int, kernel: int, stride: int, padding: int = 0) -> np.ndarray:
     """Which of ``before`` places each of ``after`` sees, and how much: [after before].
 
-    Rows sum to 1. Windows that overlap count their middle most (1, 2, 1 for a kernel of 3): with a
-    stride of 2 every place then counts alike in all of them together, where even weights would
-    count every second place twice.
+    Rows sum to 1, less what falls on padding, which is no place. Windows that overlap count their
+    middle most (1, 2, 1 for a kernel of 3): with a stride of 2 every place then counts alike in
+    all of them together, where even weights would count every second place twice.
     """
     places = np.arange(kernel)
     weights = np.minimum(places + 1, kernel - places) if kernel > stride else np.ones(kernel)
@@ -78,7 +78,7 @@ def windows(before: int, after: int, kernel: int, stride: int, padding: int = 0)
         inside = places + row * stride - padding
         kept = (inside >= 0) & (inside < before)
         seen[row, inside[kept]] = weights[kept]
-    return seen / seen.sum(1, keepdims=True)
+    return seen / (weights.sum() if padding else seen.sum(1, keepdims=True))
 
 
 def pooled_windows(before: int, after: int) -> np.ndarray:
@@ -126,6 +126,7 @@ class Layer:
 
     Args:
         name: its tensor on the tape, [b h n m], such as ``blocks.3.attention``.
+        heads: h.
         stage: counted from 0; a plain Transformer is one stage.
         queries, keys: n and m with their prefix.
         reduced: what keys the queries' grid makes where there are fewer; None where they are one.
@@ -134,6 +135,7 @@ class Layer:
     """
 
     name: str
+    heads: int
     stage: int
     queries: Places
     keys: Places
@@ -201,7 +203,7 @@ def _vit(c: ViTConfig, size: Grid) -> Iterator[Layer]:
     places = _places((y, x), c.prefix)
     for i in range(c.depth):
         only = not c.has_class_token
-        yield Layer(f"blocks.{i}.attention", 0, places, places, registers_only=only)
+        yield Layer(f"blocks.{i}.attention", c.heads, 0, places, places, registers_only=only)
 
 
 def _hybrid(c: HybridConfig, axis: Axis) -> Axis:
@@ -222,13 +224,13 @@ def _t2t(c: T2TConfig, size: Grid) -> Iterator[Layer]:
         arrived = _windows(axes, after, kernel, stride, padding) if joins else None
         if i < 2 and c.tokens == "transformer":
             places = _places(after)
-            yield Layer(f"tokens.{i}.attention", i, places, places, arrived=arrived)
+            yield Layer(f"tokens.{i}.attention", 1, i, places, places, arrived=arrived)
             joins = True
         axes = after
     places, stage = _places(axes, 1), 2 if joins else 0
     for i in range(c.depth):
         name = f"blocks.{i}.attention"
-        yield Layer(name, stage, places, places, arrived=None if i else arrived)
+        yield Layer(name, c.heads, stage, places, places, arrived=None if i else arrived)
 
 
 def _cvt(c: CvTConfig, size: Grid) -> Iterator[Layer]:
@@ -247,7 +249,8 @@ def _cvt(c: CvTConfig, size: Grid) -> Iterator[Layer]:
                 fewer = (axes[0].strided(3, by, 1), axes[1].strided(3, by, 1))
                 keys, reduced = _places(fewer, prefix), _windows(axes, fewer, 3, by, 1)
             name = f"stages.{stage}.blocks.{block}.attention"
-            yield Layer(name, stage, queries, keys, reduced, None if block else arrived)
+            heads, joined = c.heads[stage], None if block else arrived
+            yield Layer(name, heads, stage, queries, keys, reduced, joined)
 
 
 def _pyramid(c: PyramidConfig, size: Grid) -> Iterator[Layer]:
@@ -275,7 +278,8 @@ def _pyramid(c: PyramidConfig, size: Grid) -> Iterator[Layer]:
             keys, reduced = _places(fewer), _windows(axes, fewer, by, by)
         for block in range(depth):
             name = f"stages.{stage}.blocks.{block}.attention"
-            yield Layer(name, stage, queries, keys, reduced, None if block else arrived)
+            heads, joined = c.heads[stage], None if block else arrived
+            yield Layer(name, heads, stage, queries, keys, reduced, joined)
 
 
 def _botnet(c: BoTNetConfig, size: Grid) -> Iterator[Layer]:
@@ -293,7 +297,7 @@ def _botnet(c: BoTNetConfig, size: Grid) -> Iterator[Layer]:
     for block, axes_here in enumerate(steps):
         places = _places(axes_here)
         name = f"stages.{last}.blocks.{block}.attention"
-        yield Layer(name, 0, places, places, arrived=arrived[block])
+        yield Layer(name, c.heads, 0, places, places, arrived=arrived[block])
 
 
 def _windows(

@@ -79,9 +79,12 @@ def check_choices(model: ImageClassifier, choices: Choices) -> None:
     asked = [name for name in choices.figures if name in WITH_ATTENTION]
     if asked or choices.layers or choices.heads:
         layers = layers_with_attention(model)
-        chosen(layers, choices.layers)
-    if any(head < 0 for head in choices.heads):
-        raise Error("heads are numbered from 0")
+        drawn = [layers[i] for i in chosen(layers, choices.layers)] or layers
+        heads = max(layer.heads for layer in drawn)
+        for head in choices.heads:
+            if not 0 <= head < heads:
+                these = "the layers" if len(drawn) > 1 else drawn[0].short
+                raise Error(f"there is no head {head}: {these} have {heads}, 0 to {heads - 1}")
 
 
 def inspect(

@@ -162,7 +162,7 @@ def _grid_of_grids(table: Positions, named: bool) -> Figure:
         f"Similarity of positions, {table.name}" if named else "Similarity of positions",
         caption,
         draw,
-        (6.0, 5.6 * sheet.shape[0] / sheet.shape[1]),
+        (6.0, 4.9 * sheet.shape[0] / sheet.shape[1]),
         plain=sheet,
     )
 

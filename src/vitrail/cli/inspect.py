@@ -63,7 +63,7 @@ def inspect(
         most: How many pictures are looked at; of more, so many evenly chosen.
         explain: How many pictures are explained by gradients too, and the explanations scored by
             deletion and insertion: a hundred looks of the model at each. 0 for none.
-        against: Another model, whose layers are compared with this one's.
+        against: Another model, whose layers are compared with this one's (similarity).
         against_name: Its name, for a file that does not say it.
         fuse: How rollout makes one of a layer's heads.
         residual: The share of the residual path in rollout.
@@ -89,8 +89,10 @@ def inspect(
     check_choices(opened, choices)
     other = None
     if against is not None:
+        if figures and "similarity" not in figures:
+            raise Error("--against compares layers: add similarity to --figures, or leave that out")
         other = load_model(against, against_name).to(pick_device(device))
-    pictures = _pictures(opened, images, most, split)
+    pictures = _pictures(opened, images, most, split, other)
     out.mkdir(parents=True, exist_ok=True)
     with Progress() as progress:
         found = write_all(
@@ -100,7 +102,7 @@ def inspect(
             choices,
             name=Path(source).name or source,
             other=other,
-            other_name=Path(against or "").name or "",
+            other_name=Path(against or "").name or str(against),
             command=again(),
             footer=f"Vitrail {__version__}",
             progress=progress,
@@ -122,12 +124,22 @@ def _check_new(out: Path, overwrite: bool) -> None:
             raise Error(f"{out} exists and is not empty: {cure}")
 
 
-def _pictures(model: ImageClassifier, names: Sequence[str], most: int, split: str) -> Pictures:
-    """The pictures, each of which can be read; at most so many, evenly chosen."""
+def _pictures(
+    model: ImageClassifier,
+    names: Sequence[str],
+    most: int,
+    split: str,
+    other: ImageClassifier | None,
+) -> Pictures:
+    """The pictures, each of which can be read; at most so many, evenly chosen.
+
+    Files are decoded as large as the one of the two models that sees more of them needs them.
+    """
     from vitrail.inspection.pictures import Pictures
 
+    large = max((model, other or model), key=lambda m: min(m.preprocessing.size))
     keys, read, labels = (
-        _from_data(model, names[0], split) if _is_data(names) else _files(model, names)
+        _from_data(large, names[0], split) if _is_data(names) else _files(large, names)
     )
     count = len(keys)
     chosen = (

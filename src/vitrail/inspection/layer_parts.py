@@ -70,7 +70,7 @@ def layer_parts(
     if "tokens" in kinds:
         yield _tokens_part(found.norms.result(), pictures, min(most, len(pictures)))
     if "similarity" in kinds:
-        yield _similarity_part(found, names if other is not None else (names[0], names[0]))
+        yield _similarity_part(found, None if other is None else names)
     if "neighbours" in kinds and found.kept:
         yield _neighbours_part(found, pictures)
 
@@ -240,7 +240,7 @@ def _fill_norms(
 # -- likeness of layers --------------------------------------------------------------------------
 
 
-def _similarity_part(found: _Pass, names: tuple[str, str]) -> Part:
+def _similarity_part(found: _Pass, names: tuple[str, str] | None) -> Part:
     if not found.cka.pictures:
         return Part("Layers alike", [f"Comparing layers takes at least {LEAST} pictures."])
     matrix, pictures = found.cka.result().numpy(), found.cka.pictures
@@ -249,7 +249,7 @@ def _similarity_part(found: _Pass, names: tuple[str, str]) -> Part:
         if pictures < NOISY
         else ""
     )
-    of = "layers of this model" if names[0] == names[1] else f"layers of {names[0]} and {names[1]}"
+    of = "layers of this model" if names is None else f"layers of {names[0]} and {names[1]}"
     text = (
         f"Linear CKA of {of}, over {pictures:,} pictures: 1 where what two layers make of the "
         "pictures is the same but for rotation and scale, 0 where they have nothing in common "
@@ -280,7 +280,10 @@ def _similarity_part(found: _Pass, names: tuple[str, str]) -> Part:
 
 
 def _draw_similarity(
-    figure: Any, matrix: np.ndarray, labels: tuple[list[str], list[str]], names: tuple[str, str]
+    figure: Any,
+    matrix: np.ndarray,
+    labels: tuple[list[str], list[str]],
+    names: tuple[str, str] | None,
 ) -> None:
     axes = figure.add_subplot()
     drawn = axes.imshow(matrix, vmin=0, vmax=1, cmap="viridis", origin="lower")
@@ -290,7 +293,7 @@ def _draw_similarity(
     axes.tick_params(length=0, labelsize=7)
     axes.tick_params(axis="x", rotation=90)
     axes.spines[:].set_visible(False)
-    if names[0] != names[1]:
+    if names is not None:
         axes.set_ylabel(names[0])
         axes.set_xlabel(names[1])
     figure.colorbar(drawn, ax=axes, label="CKA", shrink=0.8, aspect=30)

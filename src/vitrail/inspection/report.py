@@ -19,6 +19,7 @@ from vitrail.inspection.map_parts import maps_part
 from vitrail.inspection.pictures import Pictures
 from vitrail.inspection.places import layers_of
 from vitrail.inspection.sections import SECTIONS, Part
+from vitrail.inspection.similarity import LEAST
 from vitrail.inspection.weight_parts import filters_part, positions_part
 from vitrail.kit.errors import Error, did_you_mean
 from vitrail.kit.files import write_whole
@@ -115,10 +116,13 @@ def inspect(
         The sections' numbers, as JSON values.
 
     Raises:
-        Error: what `check_choices` raises, and a disk that is full.
+        Error: what `check_choices` raises, too few pictures to compare two models on, and a disk
+            that is full.
     """
     choices = Choices() if choices is None else choices
     check_choices(model, choices)
+    if other is not None and len(pictures) < LEAST:
+        raise Error(f"comparing two models takes at least {LEAST} pictures, not {len(pictures)}")
     report = _Report(model, pictures, out, name, command, footer)
     say = progress or (lambda *_: None)
     for part in _parts(model, pictures, choices, say):

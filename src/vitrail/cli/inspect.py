@@ -111,17 +111,13 @@ def _check_new(out: Path, overwrite: bool) -> None:
 
 def _pictures(model: ImageClassifier, names: Sequence[str], most: int, split: str) -> Pictures:
     """The pictures, each of which can be read; at most so many, evenly chosen."""
-    from vitrail.inspection.pictures import Pictures
+    from vitrail.inspection.pictures import Pictures, evenly
 
     keys, read, labels = (
         _from_data(model, names[0], split) if _is_data(names) else _files(model, names)
     )
     count = len(keys)
-    chosen = (
-        [round(i * (count - 1) / (most - 1)) for i in range(most)]
-        if 1 < most < count
-        else (list(range(min(most, count))))
-    )
+    chosen = evenly(count, most)
     if len(chosen) < count:
         print(f"looking at {len(chosen):,} of {count:,} pictures (--most)", file=sys.stderr)
     for index in chosen:  # before any work: one that cannot be read would end it in its middle

@@ -117,7 +117,7 @@ def test_layers_heads_and_figures_are_chosen(models, photos, tmp_path):
         *("inspect", models / "vit", photos, "--out", out, "--figures", "attention"),
         *("--layers", "blocks.1", "--heads", "0", "2", "--show", "2"),
     )
-    assert {path.stem for path in (out / "figures").iterdir()} == {"attention-000", "attention-001"}
+    assert {path.stem for path in (out / "figures").iterdir()} == {"attention-000", "attention-002"}
     assert [name for name in arrays(out) if "maps" in name] == ["attention_maps.blocks.1"]
     table = next(
         e for e in read((out / "report.html").read_text("utf-8")) if "data-layers" in e.attributes

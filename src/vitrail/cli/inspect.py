@@ -135,18 +135,14 @@ def _pictures(
 
     Files are decoded as large as the one of the two models that sees more of them needs them.
     """
-    from vitrail.inspection.pictures import Pictures
+    from vitrail.inspection.pictures import Pictures, evenly
 
     large = max((model, other or model), key=lambda m: min(m.preprocessing.size))
     keys, read, labels = (
         _from_data(large, names[0], split) if _is_data(names) else _files(large, names)
     )
     count = len(keys)
-    chosen = (
-        [round(i * (count - 1) / (most - 1)) for i in range(most)]
-        if 1 < most < count
-        else (list(range(min(most, count))))
-    )
+    chosen = evenly(count, most)
     if len(chosen) < count:
         print(f"looking at {len(chosen):,} of {count:,} pictures (--most)", file=sys.stderr)
     for index in chosen:  # before any work: one that cannot be read would end it in its middle

@@ -47,7 +47,8 @@ def distance_part(looked: Looked) -> Part:
             alike,
             "pixels",
             f"Each dot is one head: the distance between a patch and what it attends to, weighted "
-            f"by attention, {over}. Dashed: if every key got the same attention.{staged}",
+            f"by attention, {over}. The line 'all keys alike' is what it would be if every key got "
+            f"the same attention.{staged}",
         ),
         _dots(
             "attention_entropy",
@@ -55,8 +56,8 @@ def distance_part(looked: Looked) -> Part:
             looked.entropy,
             most,
             "nats",
-            f"Each dot is one head: 0 where each query looks at one key alone, the dashed line "
-            f"where it looks at all alike; {over}.",
+            f"Each dot is one head: 0 where each query looks at one key alone, the line 'all "
+            f"keys alike' where it looks at all of them alike; {over}.",
         ),
     ]
     summary = [

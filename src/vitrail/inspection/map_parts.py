@@ -15,7 +15,7 @@ from torch import Tensor
 from vitrail.inspection.attention_parts import drawable, layered_picture, named
 from vitrail.inspection.figures import Figure, fitted, mosaic, show, tile_centres
 from vitrail.inspection.look import evaluating
-from vitrail.inspection.pictures import Pictures, as_input
+from vitrail.inspection.pictures import Pictures, as_input, evenly
 from vitrail.inspection.sections import Part
 from vitrail.kit.chart import heat_colors
 from vitrail.kit.page import Layered
@@ -33,7 +33,7 @@ def maps_part(model: ImageClassifier, pictures: Pictures, show_most: int) -> Par
     rows: list[tuple[str, list[np.ndarray]]] = []
     strides: list[int] = []
     with evaluating(model):
-        for index in range(min(show_most, len(pictures))):
+        for index in evenly(len(pictures), show_most):
             picture = drawable(pictures[index])
             maps = model.feature_maps(as_input(model, picture))
             # A Transformer's own map, the last of a hybrid, is normed: all places are alike.

@@ -81,6 +81,13 @@ class Pictures:
         return (self[index] for index in range(len(self)))
 
 
+def evenly(count: int, most: int) -> list[int]:
+    """At most so many of ``count`` numbers from 0, evenly chosen, with the first and the last."""
+    if most >= count:
+        return list(range(count))
+    return [round(i * (count - 1) / max(1, most - 1)) for i in range(most)]
+
+
 def as_input(model: ImageClassifier, *pictures: Picture) -> Tensor:
     """Pictures as the model takes them: normalised, [b c h w], on its device, of its type."""
     weight = next(model.parameters())

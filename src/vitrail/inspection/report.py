@@ -16,7 +16,7 @@ from vitrail.inspection.layer_parts import KINDS as WITH_LAYERS
 from vitrail.inspection.layer_parts import layer_parts
 from vitrail.inspection.look import Rollout, chosen, layers_with_attention, look
 from vitrail.inspection.map_parts import maps_part
-from vitrail.inspection.pictures import Pictures
+from vitrail.inspection.pictures import Pictures, evenly
 from vitrail.inspection.places import layers_of
 from vitrail.inspection.sections import SECTIONS, Part
 from vitrail.inspection.similarity import LEAST
@@ -153,7 +153,7 @@ def _parts(model: ImageClassifier, pictures: Pictures, choices: Choices, progres
             looked = look(
                 model,
                 pictures,
-                show=range(min(choices.show, len(pictures))),
+                show=evenly(len(pictures), choices.show),
                 how=choices.rollout,
                 progress=lambda done, total: progress("looking at pictures", done, total),
             )
@@ -240,7 +240,7 @@ class _Report:
         section = self.page.section("Files")
         section.text(
             f"Beside this page: {len(self.saved)} figures as PNG and SVG in figures/, and the "
-            f"numbers behind them in arrays.npz: {', '.join(self.arrays)}."
+            f"numbers behind them in arrays.npz: {_listed(list(self.arrays))}."
         )
         if self.command:
             section.code(self.command)
@@ -248,6 +248,16 @@ class _Report:
         self.summary["figures"] = self.saved
         self.summary["arrays"] = {name: list(array.shape) for name, array in self.arrays.items()}
         return self.summary
+
+
+def _listed(names: Sequence[str]) -> str:
+    """Names, those that differ behind their first dot as one: ``attention_maps.* (12)``."""
+    counts: dict[str, int] = {}
+    for name in names:
+        stem, dot, _ = name.partition(".")
+        key = f"{stem}.*" if dot else name
+        counts[key] = counts.get(key, 0) + 1
+    return ", ".join(f"{key} ({n})" if key.endswith(".*") else key for key, n in counts.items())
 
 
 def _save(path: Path, arrays: Mapping[str, Any]) -> None:

@@ -18,7 +18,7 @@ for (const box of document.querySelectorAll(".layered")) {
     tile.getContext("2d").drawImage(sprite, which * columns, top, columns, rows, 0, 0, columns, rows);
     canvas.width = canvas.height = 256;
     const context = canvas.getContext("2d");
-    context.imageSmoothingQuality = "high";
+    context.imageSmoothingQuality = "low";  // bilinear: a smoother one leaves the colour map
     context.drawImage(tile, 0, 0, 256, 256);
     canvas.style.opacity = heat.value / 100;
   };

@@ -207,10 +207,10 @@ def _fill(
         for name in (*methods, "random")
     ]
     caption = (
-        f"Areas, the mean over {len(done)} picture{'s' * (len(done) != 1)}: a larger number of "
-        "pictures (--explain) says more."
+        f"Areas, the mean over {len(done)} picture{'s' * (len(done) != 1)}; of deletion the lower "
+        "is better, of insertion the higher. More pictures (--explain) say more."
     )
-    section.table(("explanation", "deletion (lower)", "insertion (higher)"), rows, caption)
+    section.table(("explanation", "deletion", "insertion"), rows, caption)
     for one in done:
         key = one.picture.key
         notes = [f"seen as {one.seen_as}"]

@@ -32,6 +32,7 @@ NOISY = 64  # pictures below which CKA is called a rough estimate
 QUERIES = 6  # patches whose neighbours are sought
 WITHIN, ACROSS = 3, 5  # of them that are shown, from the same picture and from others
 TILE = 72  # pixels of a patch with its surroundings
+FRAME = (255, 140, 0)  # the colour around a patch
 LISTED = 12  # outliers
 
 
@@ -137,7 +138,7 @@ def _tokens_part(norms: Sequence[TokenNorms], pictures: Pictures, shown: int) ->
             f"{norms[worst].median:.3g}."
         )
     else:
-        told = "No layer has any."
+        told = "None does in any layer."
     text = (
         "Large models turn a few patches of little content into registers, tokens of far greater "
         "norm that tell of the whole picture and spoil maps (Darcet et al., 2024). Here a place "
@@ -260,13 +261,12 @@ def _similarity_part(found: _Pass, names: tuple[str, str] | None) -> Part:
         [name.removesuffix(".out") for name in found.second],
     )
     caption = f"Linear CKA, in batches of {AT_ONCE} pictures (Nguyen, Raghu and Kornblith, 2021)."
-    side = min(7.0, 3.4 + 0.12 * max(matrix.shape))
     figure = Figure(
         "layer_similarity",
         "How alike layers are",
         caption,
         partial(_draw_similarity, matrix=matrix, labels=labels, names=names),
-        (side, side * max(0.5, min(1.3, matrix.shape[0] / matrix.shape[1]))),
+        (6.4, 5.0 * max(0.5, min(1.3, matrix.shape[0] / matrix.shape[1]))),
         alt=f"Heat map of {matrix.shape[0]} by {matrix.shape[1]} layers",
     )
     summary = {"pictures": pictures, "first": labels[0], "second": labels[1]}
@@ -355,9 +355,8 @@ def _surroundings(picture: np.ndarray, grid: tuple[int, int], row: int, column: 
         for edge, middle in ((top, y), (bottom, y), (left, x), (right, x))
     ]
     first, last, start, stop = (min(max(edge, 0), TILE - 1) for edge in edges)
-    frame = np.array([255, 200, 40], np.uint8)
-    tile[[first, last], start : stop + 1] = frame
-    tile[first : last + 1, [start, stop]] = frame
+    tile[[first, first + 1, last - 1, last], start : stop + 1] = FRAME
+    tile[first : last + 1, [start, start + 1, stop - 1, stop]] = FRAME
     return tile
 
 

@@ -148,7 +148,11 @@ def _draw_dots(
 def rollout_part(looked: Looked, pictures: Pictures) -> Part:
     """Rollout over each picture, beside what the last layer looks at."""
     first, last = looked.layers[0].queries, looked.layers[-1]
-    asked = "the class token's" if last.has_class_token else "all queries' mean"
+    # The last layer of one key alone says nothing of where it looks.
+    several = [i for i, layer in enumerate(looked.layers) if np.prod(layer.keys.grid) > 1]
+    drawn = several[-1] if several else len(looked.layers) - 1
+    final = looked.layers[drawn]
+    asked = "the class token's" if final.has_class_token else "all queries' mean"
     how = looked.how
     fused = {"mean": "the mean", "max": "the greatest", "min": "the least"}[how.fuse]
     text = (
@@ -166,8 +170,8 @@ def rollout_part(looked: Looked, pictures: Pictures) -> Part:
     for shown in looked.shown:
         picture = drawable(pictures[shown.index])
         rolled = overlaid(picture, looked.rollout[shown.index], first)
-        final = overlaid(picture, shown.maps[-1].mean(0), last.keys)
-        rows.append((named(picture), [picture.original, rolled, final]))
+        looking = overlaid(picture, shown.maps[drawn].mean(0), final.keys)
+        rows.append((named(picture), [picture.original, rolled, looking]))
         panes.append(
             Pane(
                 [picture.original, rolled],
@@ -176,7 +180,7 @@ def rollout_part(looked: Looked, pictures: Pictures) -> Part:
             )
         )
     caption = (
-        f"Picture, rollout, and {asked} attention in the last layer (mean of its heads). Yellow is "
+        f"Picture, rollout, and {asked} attention in {final.short} (mean of its heads). Yellow is "
         "most, dark blue least; what the model does not see is grey."
     )
     figures = []

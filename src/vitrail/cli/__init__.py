@@ -26,6 +26,7 @@ from vitrail.cli.demo import demo
 from vitrail.cli.doctor import doctor
 from vitrail.cli.evaluate import evaluate
 from vitrail.cli.export import export
+from vitrail.cli.inspect import inspect as inspect_model
 from vitrail.cli.models import models
 from vitrail.cli.parse import parsed
 from vitrail.cli.plan import plan
@@ -51,6 +52,7 @@ VERBS: dict[str, Callable[..., int]] = {
     "probe": probe,
     "evaluate": evaluate,
     "predict": predict,
+    "inspect": inspect_model,
     "doctor": doctor,
     "export": export,
     "models": models,

@@ -68,6 +68,15 @@ def test_a_layer_without_a_class_token_shows_what_all_patches_see_on_average():
     np.testing.assert_allclose(found.shown[0].maps[0], expected, rtol=1e-6)
 
 
+@pytest.mark.parametrize("config", [{"num_classes": 0}, {"pool": "none", "class_token": True}])
+def test_models_without_one_answer_are_looked_at_too(config):
+    model = a_model(**config)
+    found = look(model, some_pictures(model), show=[0])
+    assert found.shown[0].answer is None
+    assert found.rollout.shape == (3, 3, 2)
+    assert found.logit_gap < 1e-5
+
+
 def test_attention_pooling_is_kept_by_itself():
     model = a_model(pool="map")
     found = look(model, some_pictures(model))

@@ -13,10 +13,10 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 if "RANK" in os.environ:  # one of several processes: each would repeat torch's remarks
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
 
-import inspect
 import sys
 import warnings
 from collections.abc import Callable, Sequence
+from inspect import getdoc  # the verb of this name takes the module's place here
 
 from vitrail import __version__
 from vitrail.cli import arguments
@@ -109,4 +109,4 @@ def main(words: Sequence[str] | None = None) -> int:
 
 
 def _first_line(verb: Callable[..., int]) -> str:
-    return (inspect.getdoc(verb) or "").partition("\n")[0]
+    return (getdoc(verb) or "").partition("\n")[0]

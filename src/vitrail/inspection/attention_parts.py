@@ -19,9 +19,10 @@ from vitrail.kit.page import Picture as Pane
 from vitrail.models.base import ImageClassifier
 
 TILE = 48  # pixels of a map in a mosaic
-SIDE = 224  # pixels of a picture in a sheet
-PER_SHEET = 8  # pictures
-LARGEST = 768  # pixels of the longer side of a picture that is drawn over
+SIDE = 384  # pixels of a picture in a sheet
+PER_SHEET = 4  # pictures
+LEAST = 224  # pixels of the longer side of a picture that is drawn over; smaller ones are enlarged
+LARGEST = 768  # and larger ones scaled down
 
 
 def distance_part(looked: Looked) -> Part:
@@ -206,25 +207,20 @@ def rollout_part(looked: Looked, pictures: Pictures) -> Part:
 
 
 def _sheet(name: str, rows: Sequence[tuple[str, list[np.ndarray]]], caption: str) -> Figure:
-    """Pictures in rows of two, each with its overlays beside it."""
-    tiles = [[fitted(one, SIDE) for one in images] for _, images in rows]
-    pairs = [[one for row in tiles[i : i + 2] for one in row] for i in range(0, len(tiles), 2)]
-    sheet = mosaic(pairs)
-    names = [name for name, _ in rows]
-    width = 6.4 if len(rows) > 1 else 4.6
-    draw = partial(_draw_sheet, sheet=sheet, names=names)
-    size = (width, width * sheet.shape[0] / sheet.shape[1])
-    return Figure(name, "Attention rollout", caption, draw, size, plain=sheet)
+    """Pictures below each other, each with its overlays beside it."""
+    sheet = mosaic([[fitted(one, SIDE) for one in images] for _, images in rows])
+    draw = partial(_draw_sheet, sheet=sheet, names=[name for name, _ in rows])
+    size = (7.6, 7.6 * sheet.shape[0] / sheet.shape[1])
+    return Figure(name, "Attention rollout", caption, draw, size)
 
 
 def _draw_sheet(figure: Any, sheet: np.ndarray, names: Sequence[str]) -> None:
     axes = figure.add_subplot()
     show(axes, sheet)
     for index, name in enumerate(names):
-        row, column = divmod(index, 2)
-        where = (column * 3 * (SIDE + 2) + 4, row * (SIDE + 2) + 4)
         box = {"facecolor": "white", "alpha": 0.75, "linewidth": 0, "pad": 1.5}
-        axes.text(*where, name.replace("$", r"\$"), fontsize=6, va="top", bbox=box)
+        where = (5, index * (SIDE + 2) + 6)
+        axes.text(*where, name.replace("$", r"\$"), fontsize=7, va="top", bbox=box)
 
 
 def attention_part(
@@ -294,12 +290,12 @@ def _what(layers: Sequence[Layer]) -> str:
 
 
 def drawable(picture: Picture) -> Picture:
-    """The same picture of `SIDE` to `LARGEST` pixels, to be drawn over."""
+    """The same picture of `LEAST` to `LARGEST` pixels, to be drawn over."""
     height, width = picture.original.shape[:2]
     scale = LARGEST / max(height, width)
     how = Image.Resampling.LANCZOS
     if scale >= 1:
-        scale, how = max(1, -(-SIDE // max(height, width))), Image.Resampling.NEAREST
+        scale, how = max(1, -(-LEAST // max(height, width))), Image.Resampling.NEAREST
     if scale == 1:
         return picture
     size = (max(1, round(width * scale)), max(1, round(height * scale)))

@@ -128,7 +128,7 @@ def look(
                 places = heard.pooling.float().mean(1)[:, 0, -(last.tokens - last.prefix) :]
                 pooled.append(places.unflatten(1, last.grid).cpu().numpy())
             if index in show:
-                shown.append(Shown(index, heard.maps, _answer(heard.logits)))
+                shown.append(Shown(index, heard.maps, _answer(model, heard.logits)))
             if index == 0:
                 gap = (
                     float((model(images) - heard.logits).abs().max())
@@ -272,8 +272,8 @@ def _map(attention: Tensor, layer: Layer) -> np.ndarray:
     return seen[:, prefix:].unflatten(1, layer.keys.grid).float().cpu().numpy()
 
 
-def _answer(logits: Tensor) -> tuple[int, float] | None:
-    if not logits.shape[-1] or logits.ndim != 2:
+def _answer(model: ImageClassifier, logits: Tensor) -> tuple[int, float] | None:
+    if not model.num_classes or logits.ndim != 2:  # no head, or a head on every token
         return None
     chance, index = logits[0].float().softmax(-1).max(-1)
     return int(index), float(chance)

@@ -2,7 +2,7 @@
 
 Both come from the same `torch.export` program, so they compute the same: uint8 pictures ``images``
 [b h w 3] of any batch size to ``logits`` and ``probabilities`` [b k], the softmax of the logits
-over the calibrated temperature. A layer's name in the graph leads back to its module (`layers_of`).
+over the calibrated temperature, and where it is wanted to ``attention`` [b rows columns]. A layer's name in the graph leads back to its module (`layers_of`).
 """
 
 import io
@@ -16,37 +16,51 @@ import torch
 from torch import Tensor, nn
 
 from vitrail.kit.errors import Error
+from vitrail.models.tape import Tape
 
 if TYPE_CHECKING:
     import onnx
     import openvino
 
+    from vitrail.export.attention import AttentionView
     from vitrail.export.fold import Folded, FoldedTransformer
 
-INPUT, OUTPUTS = "images", ("logits", "probabilities")
+INPUT, OUTPUTS, ATTENTION = "images", ("logits", "probabilities"), "attention"
 OPSET = 20  # the first with GELU as an operation of its own
 
 
 class WithProbabilities(nn.Module):
-    """A folded model and the softmax of its logits over a temperature."""
+    """A folded model and the softmax of its logits over a temperature; with a view its attention.
 
-    def __init__(self, folded: nn.Module, temperature: float):
+    It makes the tape itself, because `torch.export` takes none as an argument.
+    """
+
+    def __init__(self, folded: nn.Module, temperature: float, view: "AttentionView | None" = None):
         super().__init__()
-        self.folded, self.temperature = folded, temperature
+        self.folded, self.temperature, self.view = folded, temperature, view
 
-    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """uint8 [b h w 3] to logits and probabilities [b k]."""
-        logits = self.folded(images)
-        return logits, (logits / self.temperature).softmax(dim=-1)
+    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
+        """uint8 [b h w 3] to logits and probabilities [b k], and attention [b rows columns]."""
+        tape = None if self.view is None else Tape(only=self.view.name)
+        logits = self.folded(images) if tape is None else self.folded(images, tape)
+        made = logits, (logits / self.temperature).softmax(dim=-1)
+        if self.view is None or tape is None:
+            return made
+        return (*made, self.view.read(tape[self.view.name]))
 
 
 def program_of(
-    folded: "Folded | FoldedTransformer", temperature: float = 1.0
+    folded: "Folded | FoldedTransformer",
+    temperature: float = 1.0,
+    view: "AttentionView | None" = None,
 ) -> torch.export.ExportedProgram:
-    """The traced program of a folded model (`fold.fold`), for any batch size."""
+    """The traced program of a folded model (`fold.fold`), for any batch size.
+
+    With a view (`attention.attention_view`) it gives the map of attention too.
+    """
     height, width = folded.size
     images = torch.zeros(2, height, width, 3, dtype=torch.uint8)
-    whole = WithProbabilities(folded, temperature).cpu().eval()
+    whole = WithProbabilities(folded, temperature, view).cpu().eval()
     shapes = ({0: torch.export.Dim("batch", min=1)},)
     with quiet():
         return torch.export.export(whole, (images,), dynamic_shapes=shapes)
@@ -65,7 +79,7 @@ def to_onnx(program: torch.export.ExportedProgram) -> "onnx.ModelProto":
             dynamo=True,
             opset_version=OPSET,
             input_names=[INPUT],
-            output_names=list(OUTPUTS),
+            output_names=list(outputs_of(program)),
             verbose=False,
         )
     assert made is not None
@@ -89,9 +103,15 @@ def to_openvino(program: torch.export.ExportedProgram) -> "openvino.Model":
     _, height, width, _ = program.example_inputs[0][0].shape
     model.reshape([-1, height, width, 3])
     model.inputs[0].get_tensor().set_names({INPUT})
-    for name, output in zip(OUTPUTS, model.outputs, strict=True):
+    for name, output in zip(outputs_of(program), model.outputs, strict=True):
         output.get_tensor().set_names({name})
     return model
+
+
+def outputs_of(program: torch.export.ExportedProgram) -> tuple[str, ...]:
+    """The names of what a program gives."""
+    with_attention = len(program.graph_signature.user_outputs) > len(OUTPUTS)
+    return (*OUTPUTS, ATTENTION) if with_attention else OUTPUTS
 
 
 def layers_of(program: torch.export.ExportedProgram) -> dict[str, str]:

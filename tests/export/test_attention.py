@@ -1,4 +1,4 @@
-"""The map of attention: what the model's own tape says, whatever was folded, logits as they were."""
+"""The map of attention: what the model's own tape says, and the logits as they were."""
 
 import pytest
 import torch
@@ -126,3 +126,23 @@ def test_the_program_gives_what_was_asked_for():
         attention = program.module()(images)[2]
     assert attention.shape == (5, *attention_view(model).grid)
     assert isinstance(folded.blocks, nn.ModuleList)
+
+
+def test_the_gate_refuses_a_graph_whose_attention_is_another(monkeypatch, tmp_path):
+    from tests.export.small import answered, pictures, sure_model
+    from vitrail.export import make
+
+    model = sure_model()
+
+    def other(model, size=None):
+        """The view of the block before."""
+        view = attention_view(model, size)
+        return type(view)("blocks.0.attention", view.grid, view.first, view.last)
+
+    pytest.importorskip("onnxruntime")
+    monkeypatch.setattr(make, "attention_view", other)
+    wanted = make.Wanted(to="onnx", source=answered(model, pictures()), attention=True)
+    made = make.make_bundle(model, tmp_path / "bundle", wanted, say=lambda words: None)
+    assert not made.written
+    (reason,) = made.gate.reasons
+    assert "attention" in reason

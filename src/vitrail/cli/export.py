@@ -32,6 +32,7 @@ def export(
     fp16: bool = False,
     int8: bool = False,
     int8_weights: bool = False,
+    attention: bool = False,
     keep_anyway: bool = False,
     overwrite: bool = False,
     model: Annotated[str | None, arg("NAME")] = None,
@@ -58,6 +59,7 @@ def export(
         fp16: Weights in half the size; LayerNorm and softmax stay in float32.
         int8: Compute in 8 bits, calibrated on the data; layers that hurt stay in float.
         int8_weights: Weights in a quarter of the size; the arithmetic stays in float.
+        attention: Let it say too where the model looked: a small map a picture.
         keep_anyway: Leave the bundle even when the check refuses it.
         overwrite: Let a bundle in --out go.
         model: The name of the model, for a file that does not say it.
@@ -70,7 +72,7 @@ def export(
     made, gate = _exported(
         source, to, out, chosen[0] if chosen else "fp32",
         check=check, samples=samples, max_drop=max_drop, keep_anyway=keep_anyway,
-        overwrite=overwrite, model=model, which=which, split=split,
+        overwrite=overwrite, model=model, which=which, split=split, attention=attention,
     )  # fmt: skip
     refused = gate is not None and not gate.passed
     if no_check:
@@ -134,6 +136,7 @@ def _exported(
         max_drop=given["max_drop"],
         keep_anyway=given["keep_anyway"],
         overwrite=given["overwrite"],
+        attention=given["attention"],
     )
 
     def say(words: str) -> None:
@@ -182,11 +185,15 @@ def _torch_bundle(
     import shutil
     import tempfile
 
+    from vitrail.export.attention import attention_view
     from vitrail.export.bundle import Manifest, write_bundle
     from vitrail.export.check import check_names, compare, draw_samples, reference_of
+    from vitrail.export.graph import ATTENTION, OUTPUTS
     from vitrail.export.make import Made, names_of
     from vitrail.weights.folder import load_model, save_model
 
+    if given["attention"]:
+        attention_view(model)  # says so where there is none
     labels, gate = names_of(model, images), None
     with tempfile.TemporaryDirectory(prefix="vitrail-export-") as name:
         work = Path(name)
@@ -215,6 +222,7 @@ def _torch_bundle(
             temperature=temperature,
             source_sha256=digest,
             gate=None if gate is None else gate.to_json(),
+            outputs=(*OUTPUTS, ATTENTION) if given["attention"] else OUTPUTS,
         )
         if gate is not None and not gate.passed and not given["keep_anyway"]:
             return Made(manifest, gate, False)

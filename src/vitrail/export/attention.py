@@ -14,7 +14,7 @@ from torch import Tensor
 
 from vitrail.kit.errors import Error
 from vitrail.models.base import ImageClassifier, height_width
-from vitrail.models.botnet import BoTNet
+from vitrail.models.botnet import BoTNet, BoTNetConfig
 from vitrail.models.cvt import CvT
 from vitrail.models.pvt import PyramidVisionTransformer
 from vitrail.models.pvt_v2 import PyramidVisionTransformerV2
@@ -79,7 +79,9 @@ def _view(model: ImageClassifier, size: Grid) -> AttentionView | None:
         assert isinstance(model, PyramidVisionTransformerV2)
         return AttentionView(name, _reduced(model, grid))
     if isinstance(model, BoTNet):
-        return AttentionView(_last_name(model.config.depths), model.config.grids(size)[-1])
+        c = model.config
+        assert isinstance(c, BoTNetConfig)
+        return AttentionView(_last_name(c.depths), c.grids(size)[-1])
     return None
 
 

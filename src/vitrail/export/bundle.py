@@ -18,7 +18,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from vitrail.export.graph import INPUT, OPSET, OUTPUTS
+from vitrail.export.graph import ATTENTION, INPUT, OPSET, OUTPUTS
 from vitrail.kit.errors import Error, listing
 from vitrail.kit.files import sha256_of
 from vitrail.kit.preprocess import Preprocessing
@@ -49,6 +49,7 @@ class Manifest:
         versions: of the packages that made it.
         files: name to SHA-256.
         quantisation: what was done to layers, for a quantised graph.
+        outputs: what the graph gives; ``attention`` is among them where it was asked for.
     """
 
     runtime: str
@@ -61,6 +62,12 @@ class Manifest:
     versions: dict[str, str] = field(default_factory=dict)
     files: dict[str, str] = field(default_factory=dict)
     quantisation: dict[str, Any] | None = None
+    outputs: tuple[str, ...] = OUTPUTS
+
+    @property
+    def attends(self) -> bool:
+        """Whether it gives the map of attention."""
+        return ATTENTION in self.outputs
 
     def to_json(self) -> dict[str, Any]:
         """The whole of `bundle.json`, its own hash included."""
@@ -73,7 +80,7 @@ class Manifest:
             "preprocessing": self.preprocessing.to_json(),
             "temperature": self.temperature,
             "input": {"name": INPUT, "height": height, "width": width},
-            "outputs": list(OUTPUTS),
+            "outputs": list(self.outputs),
             "opset": OPSET if self.runtime == "onnx" else None,
             "versions": self.versions,
             "source_sha256": self.source_sha256,
@@ -135,6 +142,7 @@ def read_manifest(folder: str | Path) -> Manifest:
             versions=fields["versions"],
             files=dict(fields["files"]),
             quantisation=fields.get("quantisation"),
+            outputs=tuple(str(name) for name in fields["outputs"]),
         )
         sound = manifest.temperature > 0 and math.isfinite(manifest.temperature)
     except (KeyError, TypeError, ValueError) as error:
@@ -240,7 +248,7 @@ RUN = {
         "onnxruntime",
         "import onnxruntime",
         'session = onnxruntime.InferenceSession(str(folder / "model.onnx"))\n'
-        'logits, probabilities = session.run(None, {"images": images})',
+        'logits, probabilities = session.run(["logits", "probabilities"], {"images": images})',
     ),
     "openvino": (
         "openvino",
@@ -346,11 +354,17 @@ def _input_in_words(manifest: Manifest) -> str:
             "This is a model folder: `config.json` and `model.safetensors`, for Vitrail and timm."
         )
     height, width = pre.size
+    attention = (
+        " `attention` [b, rows, columns]: how\n"
+        "much of the last attention lies on each place of the input."
+        if manifest.attends
+        else ""
+    )
     return f"""\
 Input `{INPUT}`: uint8 [b, {height}, {width}, 3], RGB, any number b of pictures, *not* normalised:
 the mean and the deviation are in the graph. Outputs: `logits` and `probabilities` [b, {classes}],
-the softmax of logits / {manifest.temperature:g}. A picture becomes the input by `{pre.fit}`, \
-{pre.interpolation} (Pillow's, which
+the softmax of logits / {manifest.temperature:g}.{attention} A picture becomes the
+input by `{pre.fit}`, {pre.interpolation} (Pillow's, which
 averages when it makes smaller), crop {pre.crop:g}:"""
 
 

@@ -8,7 +8,7 @@ the accuracy is, because on an untrained model or an easy set a wrong graph can 
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -17,10 +17,13 @@ import torch
 from vitrail.data.draws import order
 from vitrail.data.examples import Source
 from vitrail.data.loader import eval_batches
+from vitrail.export.runtime import Runtime, TorchRuntime
 from vitrail.kit.errors import Error, did_you_mean, listing
 from vitrail.kit.preprocess import Preprocessing
 from vitrail.metrics.calibration import equal_width, error_of
+from vitrail.models.base import ImageClassifier
 
+LOOKED_AT = 16  # pictures whose attention is compared
 EXACT = 1e-3  # of the largest logit: how far a float32 graph may be from the model
 Logits = Callable[[np.ndarray], np.ndarray]
 
@@ -55,6 +58,8 @@ class Gate:
             runtime with its own threads, on a machine that may be busy.
         reference_bytes, exported_bytes: of the weights and of the bundle's files.
         max_drop: what was allowed, in points.
+        attention_gap: the largest difference of a map of attention, on the first pictures; None
+            where there is none.
         reasons: why it is refused; empty when it passed.
     """
 
@@ -73,6 +78,7 @@ class Gate:
     exported_bytes: int
     max_drop: float
     reasons: tuple[str, ...]
+    attention_gap: float | None = None
 
     @property
     def passed(self) -> bool:
@@ -183,6 +189,25 @@ def compare(
         max_drop=max_drop,
         reasons=tuple(reasons),
     )
+
+
+def with_attention(
+    gate: Gate, images: np.ndarray, model: ImageClassifier, exported: Runtime, exact: bool
+) -> Gate:
+    """The gate's finding with what became of the map of attention, on a few of the pictures.
+
+    Args:
+        images: uint8 [n h w 3].
+        exact: as for `compare`.
+    """
+    shown = images[:LOOKED_AT]
+    _, expected = TorchRuntime(model, next(model.parameters()).device).with_attention(shown)
+    _, got = exported.with_attention(shown)
+    gap, largest = float(np.abs(got - expected).max()), float(expected.max())
+    reasons = gate.reasons
+    if exact and not gap <= EXACT * largest:
+        reasons = (*reasons, f"its attention is up to {gap:.2g} away from the model's")
+    return replace(gate, attention_gap=gap, reasons=reasons)
 
 
 def check_names(samples: Samples, labels: Sequence[str]) -> None:

@@ -2,7 +2,8 @@
 
 Both come from the same `torch.export` program, so they compute the same: uint8 pictures ``images``
 [b h w 3] of any batch size to ``logits`` and ``probabilities`` [b k], the softmax of the logits
-over the calibrated temperature, and where it is wanted to ``attention`` [b rows columns]. A layer's name in the graph leads back to its module (`layers_of`).
+over the calibrated temperature, and where it is wanted to ``attention`` [b rows columns]. A
+layer's name in the graph leads back to its module (`layers_of`).
 """
 
 import io

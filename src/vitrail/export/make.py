@@ -12,10 +12,26 @@ import numpy as np
 
 from vitrail.data.examples import Source
 from vitrail.export import quantize
+from vitrail.export.attention import attention_view
 from vitrail.export.bundle import GRAPHS, Manifest, check_free, labels_of, write_bundle
-from vitrail.export.check import Gate, Samples, check_names, compare, draw_samples, reference_of
+from vitrail.export.check import (
+    Gate,
+    Samples,
+    check_names,
+    compare,
+    draw_samples,
+    reference_of,
+    with_attention,
+)
 from vitrail.export.fold import fold
-from vitrail.export.graph import layers_of, needed, program_of, to_onnx, to_openvino
+from vitrail.export.graph import (
+    layers_of,
+    needed,
+    outputs_of,
+    program_of,
+    to_onnx,
+    to_openvino,
+)
 from vitrail.export.runtime import open_graph
 from vitrail.kit.errors import Error
 from vitrail.models.base import ImageClassifier
@@ -43,6 +59,7 @@ class Wanted:
         max_drop: points of top-1 that may be lost.
         keep_anyway: leave the bundle even when the gate refuses it.
         overwrite: let a bundle that is there go.
+        attention: whether the graph gives the map of attention too.
     """
 
     to: str
@@ -53,6 +70,7 @@ class Wanted:
     max_drop: float = 0.5
     keep_anyway: bool = False
     overwrite: bool = False
+    attention: bool = False
 
 
 @dataclass(frozen=True)
@@ -76,6 +94,10 @@ class GraphWriter:
         temperature: of the probabilities.
         pictures: uint8 [n h w 3] for int8, or None.
         balance: whether `quantize.balanced` comes first.
+        attention: whether the graph gives the map of attention too.
+
+    Raises:
+        Error: a model that has no such map.
     """
 
     def __init__(
@@ -85,12 +107,14 @@ class GraphWriter:
         temperature: float = 1.0,
         pictures: np.ndarray | None = None,
         balance: bool = False,
+        attention: bool = False,
     ):
         self.to, self.pictures, self.balance = to, pictures, balance
+        view = attention_view(model) if attention else None
         self.folded = fold(model)
         if balance and pictures is not None:
             self.folded = quantize.balanced(self.folded, pictures)
-        self.program = program_of(self.folded, temperature)
+        self.program = program_of(self.folded, temperature, view)
         self.graph: Any = (to_onnx if to == "onnx" else to_openvino)(self.program)
 
     def write(self, folder: Path, precision: str, layers: Sequence[str] = ()) -> None:
@@ -161,11 +185,13 @@ def make_bundle(
     needed(wanted.to, *NEEDED[wanted.to])
     if wanted.to == "openvino" and wanted.precision.startswith("int8"):
         needed("openvino", "nncf")
+    if wanted.attention:
+        attention_view(model)  # says at once where there is none
     drawn, pictures = _pictures(model, wanted)
     if drawn is not None:
         check_names(drawn, names_of(model, wanted.source))
     say(f"folding and tracing for {wanted.to}")
-    writer = GraphWriter(model, wanted.to, temperature, pictures)
+    writer = GraphWriter(model, wanted.to, temperature, pictures, attention=wanted.attention)
     layers = _by_hurt(writer, say) if wanted.precision == "int8" else {}
     manifest = Manifest(
         runtime=wanted.to,
@@ -174,6 +200,7 @@ def make_bundle(
         preprocessing=model.preprocessing,
         temperature=temperature,
         source_sha256=source_sha256,
+        outputs=outputs_of(writer.program),
     )
     return _Attempts(model, out, wanted, manifest, writer, layers, drawn, say).run()
 
@@ -216,7 +243,10 @@ class _Attempts:
     def rebalance(self) -> None:
         """From here on with balanced channels."""
         writer, temperature = self.writer, self.manifest.temperature
-        self.writer = GraphWriter(self.model, writer.to, temperature, writer.pictures, True)
+        attention = self.wanted.attention
+        self.writer = GraphWriter(
+            self.model, writer.to, temperature, writer.pictures, True, attention
+        )
         self.layers = _by_hurt(self.writer, self.say)
 
     def judge(self, work: Path) -> Gate | None:
@@ -225,16 +255,20 @@ class _Attempts:
         self.say(f"checking on {len(self.drawn.names)} pictures")
         exported = open_graph(work, self.manifest)
         weights = sum(p.numel() * p.element_size() for p in self.model.parameters())
-        return compare(
+        exact = self.wanted.precision == "fp32"
+        gate = compare(
             self.drawn,
             reference_of(self.model, self.model.preprocessing),
             exported.logits,
             labels=self.manifest.labels,
             temperature=self.manifest.temperature,
-            exact=self.wanted.precision == "fp32",
+            exact=exact,
             max_drop=self.wanted.max_drop,
             sizes=(weights, sum(path.stat().st_size for path in work.iterdir())),
         )
+        if not self.wanted.attention:
+            return gate
+        return with_attention(gate, self.drawn.images, self.model, exported, exact)
 
     def finish(self, work: Path, gate: Gate | None, float_ones: list[str]) -> Made:
         report = None

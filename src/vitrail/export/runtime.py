@@ -1,6 +1,7 @@
 """What runs a bundle: ONNX Runtime, OpenVINO or torch behind one face.
 
-A runtime takes uint8 pictures [b h w 3] at the bundle's size and gives float32 logits [b k]. All
+A runtime takes uint8 pictures [b h w 3] at the bundle's size and gives float32 logits [b k], and
+where the model can be asked for it the map of attention [b rows columns] (`attention`). All
 compute in float32 unless the graph itself says otherwise: OpenVINO would take bfloat16 by itself
 where the processor has it, which moves logits in the second digit.
 """
@@ -11,19 +12,33 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
+from vitrail.export.attention import AttentionView, attention_view
 from vitrail.export.bundle import GRAPHS, Manifest
-from vitrail.export.graph import INPUT, needed
+from vitrail.export.graph import ATTENTION, INPUT, needed
 from vitrail.kit.errors import Error
 from vitrail.models.base import ImageClassifier
+from vitrail.models.tape import Tape
+
+WITHOUT = "this bundle gives no map of attention: export the model again with --attention"
 
 
 class Runtime(Protocol):
     """See the module's head."""
 
     device: str
+    attends: bool
+    """Whether it gives the map of attention."""
 
     def logits(self, images: np.ndarray) -> np.ndarray:
         """uint8 [b h w 3] to float32 [b k]."""
+        ...
+
+    def with_attention(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """uint8 [b h w 3] to float32 logits [b k] and attention [b rows columns].
+
+        Raises:
+            Error: the model has none, or was exported without it.
+        """
         ...
 
 
@@ -32,12 +47,34 @@ class TorchRuntime:
 
     def __init__(self, model: ImageClassifier, device: torch.device):
         self.model, self.device = model.to(device).eval(), str(device)
+        self.view: AttentionView | None = None
+        try:
+            self.view = attention_view(model, model.preprocessing.size)
+        except Error as error:
+            self.blind = str(error)
+        self.attends = self.view is not None
 
     def logits(self, images: np.ndarray) -> np.ndarray:
         """uint8 [b h w 3] to float32 [b k]."""
+        return self._run(images, None)
+
+    def with_attention(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """uint8 [b h w 3] to float32 logits [b k] and attention [b rows columns].
+
+        Raises:
+            Error: the model has none.
+        """
+        if self.view is None:
+            raise Error(self.blind)
+        tape = Tape(only=self.view.name)
+        logits = self._run(images, tape)
+        return logits, self.view.read(tape[self.view.name]).float().cpu().numpy()
+
+    def _run(self, images: np.ndarray, tape: Tape | None) -> np.ndarray:
         with torch.inference_mode():
             batch = torch.from_numpy(images).to(self.device)
-            return self.model(self.model.preprocessing.normalize(batch)).float().cpu().numpy()
+            floats = self.model.preprocessing.normalize(batch)
+            return self.model(floats, tape=tape).float().cpu().numpy()
 
 
 class OnnxRuntime:
@@ -66,10 +103,22 @@ class OnnxRuntime:
         except Exception as error:  # its errors have no class in common
             raise Error(f"{path} cannot be opened by ONNX Runtime: {_line(error)}") from None
         self.device = "cuda" if use_cuda else "cpu"
+        self.attends = ATTENTION in [output.name for output in self.session.get_outputs()]
 
     def logits(self, images: np.ndarray) -> np.ndarray:
         """uint8 [b h w 3] to float32 [b k]."""
         return np.asarray(self.session.run(["logits"], {INPUT: images})[0])
+
+    def with_attention(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """uint8 [b h w 3] to float32 logits [b k] and attention [b rows columns].
+
+        Raises:
+            Error: it was exported without.
+        """
+        if not self.attends:
+            raise Error(WITHOUT)
+        logits, attention = self.session.run(["logits", ATTENTION], {INPUT: images})
+        return np.asarray(logits), np.asarray(attention)
 
 
 class OpenVinoRuntime:
@@ -97,11 +146,23 @@ class OpenVinoRuntime:
             self.compiled = openvino.Core().compile_model(str(path), "CPU", settings)
         except Exception as error:  # its errors have no class in common
             raise Error(f"{path} cannot be opened by OpenVINO: {_line(error)}") from None
+        self.attends = any(ATTENTION in output.get_names() for output in self.compiled.outputs)
         self.request = self.compiled.create_infer_request()
 
     def logits(self, images: np.ndarray) -> np.ndarray:
         """uint8 [b h w 3] to float32 [b k]."""
         return self.request.infer({INPUT: images}, share_inputs=True)["logits"].copy()
+
+    def with_attention(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """uint8 [b h w 3] to float32 logits [b k] and attention [b rows columns].
+
+        Raises:
+            Error: it was exported without.
+        """
+        if not self.attends:
+            raise Error(WITHOUT)
+        made = self.request.infer({INPUT: images}, share_inputs=True)
+        return made["logits"].copy(), made[ATTENTION].copy()
 
 
 def open_graph(

@@ -101,6 +101,31 @@ class Preprocessing:
             image = image.convert("RGB")
         return _FIT[self.fit](self, image)
 
+    def region(self, width: int, height: int) -> tuple[float, float, float, float]:
+        """What part of a picture the model sees: (left, top, right, bottom) as shares of it.
+
+        0 and 1 are the picture's own sides; with ``letterbox`` what is padded lies beyond them.
+
+        Args:
+            width, height: of the upright picture, in pixels.
+        """
+        cut_w, cut_h, shape = _plan(self, width, height)
+        sides = []
+        for length, cut, resized, wanted in (
+            (width, cut_w, shape[0], self.size[1]),
+            (height, cut_h, shape[1], self.size[0]),
+        ):
+            # As `_centre` cuts and `_letterbox` pads: the first pixel of the input, counted from
+            # the first of the resized picture.
+            begin = (
+                round((resized - wanted) / 2) if resized >= wanted else -((wanted - resized) // 2)
+            )
+            scale = (length - 2 * cut) / resized
+            ends = (cut + begin * scale, cut + (begin + wanted) * scale)
+            sides.append([end / length for end in ends])
+        (left, right), (top, bottom) = sides
+        return left, top, right, bottom
+
     def needed_size(self, width: int, height: int) -> int | None:
         """The shorter side, in pixels, at which a file must be decoded for `geometry`.
 
@@ -203,49 +228,55 @@ def _centre(image: Image.Image, size: tuple[int, int]) -> np.ndarray:
     return np.array(image.crop((left, top, left + width, top + height)))
 
 
-def _crop(self: Preprocessing, image: Image.Image) -> np.ndarray:
+def _plan(self: Preprocessing, width: int, height: int) -> tuple[int, int, tuple[int, int]]:
+    """What is cut off both ends, (of the width, of the height), and the (width, height) after."""
+    goal_h, goal_w = (math.floor(side / self.crop) for side in self.size)
+    if self.fit == "squash":
+        return 0, 0, (goal_w, goal_h)
+    if self.fit == "letterbox":
+        scale = min(goal_h / height, goal_w / width)
+        inner_h = min(goal_h, max(1, round(height * scale)))
+        return 0, 0, (min(goal_w, max(1, round(width * scale))), inner_h)
     # The shorter side becomes floor(size / crop) and the longer one is cut down to a whole number
     # of pixels, as torchvision and timm do. A size that is not square scales by the side that
     # needs the most.
-    goal_h, goal_w = (math.floor(side / self.crop) for side in self.size)
-    image = _without_far_ends(image, goal_h, goal_w)
-    if goal_h / image.height >= goal_w / image.width:
-        shape = (max(goal_w, int(goal_h * image.width / image.height)), goal_h)
-    else:
-        shape = (goal_w, max(goal_h, int(goal_w * image.height / image.width)))
-    return _centre(_resized(self, image, shape), self.size)
+    cut_w, cut_h = _far_ends(width, height, goal_h, goal_w)
+    width, height = width - 2 * cut_w, height - 2 * cut_h
+    if goal_h / height >= goal_w / width:
+        return cut_w, cut_h, (max(goal_w, int(goal_h * width / height)), goal_h)
+    return cut_w, cut_h, (goal_w, max(goal_h, int(goal_w * height / width)))
 
 
-def _without_far_ends(image: Image.Image, goal_h: int, goal_w: int) -> Image.Image:
-    """Cut an extreme strip down to its middle, for the rest would be resized to be thrown away.
+def _far_ends(width: int, height: int, goal_h: int, goal_w: int) -> tuple[int, int]:
+    """What to cut off an extreme strip, for it would be resized to be thrown away.
 
     A picture of 1x50,000 pixels would otherwise become 248x12,400,000 first. The centre stays
     where it is, and pictures of usual shapes are left alone.
     """
     longest = 8  # times the shape that is asked for
-    width, height = image.size
     most_w = max(1, math.ceil(longest * height * goal_w / goal_h))
     most_h = max(1, math.ceil(longest * width * goal_h / goal_w))
     if width <= most_w + 1 and height <= most_h + 1:
-        return image
-    cut_w = (width - most_w) // 2 if width > most_w else 0
-    cut_h = (height - most_h) // 2 if height > most_h else 0
-    return image.crop((cut_w, cut_h, width - cut_w, height - cut_h))
+        return 0, 0
+    return max(0, (width - most_w) // 2), max(0, (height - most_h) // 2)
 
 
-def _squash(self: Preprocessing, image: Image.Image) -> np.ndarray:
-    goal_h, goal_w = (math.floor(side / self.crop) for side in self.size)
-    return _centre(_resized(self, image, (goal_w, goal_h)), self.size)
+def _planned(self: Preprocessing, image: Image.Image) -> Image.Image:
+    """A picture without its far ends, resized as `_plan` says."""
+    cut_w, cut_h, shape = _plan(self, *image.size)
+    if cut_w or cut_h:
+        image = image.crop((cut_w, cut_h, image.width - cut_w, image.height - cut_h))
+    return _resized(self, image, shape)
+
+
+def _cut(self: Preprocessing, image: Image.Image) -> np.ndarray:
+    return _centre(_planned(self, image), self.size)
 
 
 def _letterbox(self: Preprocessing, image: Image.Image) -> np.ndarray:
     height, width = self.size
-    goal_h, goal_w = (math.floor(side / self.crop) for side in self.size)
-    scale = min(goal_h / image.height, goal_w / image.width)
-    inner_h = min(goal_h, max(1, round(image.height * scale)))
-    inner_w = min(goal_w, max(1, round(image.width * scale)))
-    inner = _resized(self, image, (inner_w, inner_h))
-    inner = _centre(inner, (min(inner_h, height), min(inner_w, width)))
+    resized = _planned(self, image)
+    inner = _centre(resized, (min(resized.height, height), min(resized.width, width)))
     fill = np.array([round(255 * m) for m in self.mean], np.uint8)
     canvas = np.broadcast_to(fill, (height, width, 3)).copy()
     top, left = (height - inner.shape[0]) // 2, (width - inner.shape[1]) // 2
@@ -259,4 +290,4 @@ def _resized(self: Preprocessing, image: Image.Image, shape: tuple[int, int]) ->
     return image.resize(shape, INTERPOLATIONS[self.interpolation])
 
 
-_FIT = {"crop": _crop, "squash": _squash, "letterbox": _letterbox}
+_FIT = {"crop": _cut, "squash": _cut, "letterbox": _letterbox}

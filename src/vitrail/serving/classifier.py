@@ -5,6 +5,7 @@ before they are opened, so what is damaged is refused.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,7 @@ from vitrail.data.decode import pixels_of
 from vitrail.data.examples import read_file
 from vitrail.data.views import decode_for
 from vitrail.export.bundle import Manifest, check_files, is_bundle, read_manifest
-from vitrail.export.runtime import Runtime, TorchRuntime, open_graph
+from vitrail.export.runtime import WITHOUT, Runtime, TorchRuntime, open_graph
 from vitrail.kit.devices import pick_device
 from vitrail.kit.errors import Error
 from vitrail.kit.preprocess import Preprocessing
@@ -25,6 +26,22 @@ from vitrail.weights.read import description_of
 from vitrail.weights.temperature import read_temperature
 
 Picture = str | Path | bytes | Image.Image | np.ndarray
+
+
+@dataclass(frozen=True)
+class Attention:
+    """Where a model looked in one picture.
+
+    Attributes:
+        values: float32 [rows columns], how much of the attention lies on each place; see
+            `export.attention` for what is counted.
+        region: the part of the upright picture that the places share evenly, (left, top, right,
+            bottom) as shares of it; what the model does not see lies outside, and what is padded
+            lies beyond 0 and 1.
+    """
+
+    values: np.ndarray
+    region: tuple[float, float, float, float]
 
 
 class Classifier:
@@ -115,6 +132,11 @@ class Classifier:
         return self._runtime.device
 
     @property
+    def attends(self) -> bool:
+        """Whether `attention` can be asked for: a bundle has it if it was exported with it."""
+        return self._runtime.attends and (self.manifest is None or self.manifest.attends)
+
+    @property
     def image_size(self) -> Size:
         """The model's input size."""
         return square_or_pair(self.preprocessing.size)
@@ -150,6 +172,26 @@ class Classifier:
         """
         rows = [self._batch(batch) for batch in _batches(_listed(images), self.batch_size)]
         return np.concatenate(rows) if rows else np.zeros((0, len(self.labels)), np.float32)
+
+    def attention(self, images: Picture | Iterable[Picture]) -> list[Attention]:
+        """Where the model looks in each picture; pictures as for a call.
+
+        Raises:
+            Error: a picture that cannot be read, a model without attention, or a bundle that was
+                exported without it.
+        """
+        if self.manifest is not None and not self.manifest.attends:
+            raise Error(WITHOUT)
+        found = []
+        for batch in _batches(_listed(images), self.batch_size):
+            opened = [self._open(image) for image in batch]
+            pixels = np.stack([self.preprocessing.geometry(image) for image in opened])
+            _, maps = self._runtime.with_attention(pixels)
+            found += [
+                Attention(values, self.preprocessing.region(image.shape[1], image.shape[0]))
+                for values, image in zip(maps, opened, strict=True)
+            ]
+        return found
 
     def _batch(self, images: Sequence[Picture]) -> np.ndarray:
         pixels = np.stack([self.preprocessing.geometry(self._open(image)) for image in images])

@@ -1,0 +1,86 @@
+// A picture on the page: a small upright copy, and over it where the model looked.
+
+const LONGEST = 1024; // pixels of the copy; the file itself is what is sent
+const SMALL = 160; // pictures up to here are shown larger, with their pixels as squares
+const SHOWN = 256; // pixels, of a small one
+
+// From dark to bright: night, plum, ember, gold; red, green, blue, and how much is covered.
+const RAMP = [
+  [13, 10, 38, 0.86],
+  [84, 18, 92, 0.72],
+  [196, 62, 58, 0.55],
+  [250, 163, 36, 0.42],
+  [255, 232, 140, 0.34],
+];
+
+// A file as a canvas, its longer side at most LONGEST, turned as its EXIF says; null where the
+// browser cannot read this kind of file (the server may all the same).
+export async function preview(file) {
+  const address = URL.createObjectURL(file);
+  const image = new Image();
+  try {
+    image.src = address;
+    await image.decode();
+    const { naturalWidth: width, naturalHeight: height } = image;
+    const longer = Math.max(width, height);
+    if (!longer) return null;
+    const small = longer <= SMALL;
+    const scale = small ? Math.floor(SHOWN / longer) : Math.min(1, LONGEST / longer);
+    const canvas = document.createElement("canvas");
+    canvas.width = Math.max(1, Math.round(width * scale));
+    canvas.height = Math.max(1, Math.round(height * scale));
+    const paper = canvas.getContext("2d");
+    paper.imageSmoothingEnabled = !small;
+    paper.imageSmoothingQuality = "high";
+    paper.drawImage(image, 0, 0, canvas.width, canvas.height);
+    return canvas;
+  } catch {
+    return null;
+  } finally {
+    URL.revokeObjectURL(address);
+    image.removeAttribute("src");
+  }
+}
+
+// Attention {values, region} as a canvas that lies over one of this size: `values` a list of rows,
+// `region` the left, top, right and bottom of what the model sees, as shares of the picture. The
+// brightest place is the most looked at; what is not seen is left as it is, outside a thin frame.
+export function glow(attention, width, height) {
+  const [left, top, right, bottom] = attention.region;
+  const canvas = document.createElement("canvas");
+  canvas.width = width;
+  canvas.height = height;
+  const paper = canvas.getContext("2d");
+  const box = [left * width, top * height, (right - left) * width, (bottom - top) * height];
+  paper.imageSmoothingQuality = "high";
+  paper.drawImage(tile(attention.values), ...box);
+  if (left > 0.002 || top > 0.002 || right < 0.998 || bottom < 0.998) {
+    const line = Math.max(1.5, Math.max(width, height) / 320);
+    paper.lineWidth = line;
+    paper.strokeStyle = "rgb(255 255 255 / 0.9)";
+    const [x, y, w, h] = box;
+    paper.strokeRect(x + line / 2, y + line / 2, w - line, h - line);
+  }
+  return canvas;
+}
+
+// One pixel a place; it is stretched, smoothly, when it is drawn.
+function tile(rows) {
+  const values = rows.flat();
+  const low = Math.min(...values);
+  const span = Math.max(...values) - low || 1;
+  const small = document.createElement("canvas");
+  small.width = rows[0].length;
+  small.height = rows.length;
+  const pixels = new ImageData(small.width, small.height);
+  values.forEach((value, place) => pixels.data.set(colour((value - low) / span), 4 * place));
+  small.getContext("2d").putImageData(pixels, 0, 0);
+  return small;
+}
+
+function colour(share) {
+  const at = share * (RAMP.length - 1);
+  const below = Math.min(Math.floor(at), RAMP.length - 2);
+  const mixed = RAMP[below].map((part, i) => part + (RAMP[below + 1][i] - part) * (at - below));
+  return [...mixed.slice(0, 3), 255 * mixed[3]];
+}

@@ -15,9 +15,10 @@ from vitrail.export import quantize
 from vitrail.export.bundle import GRAPHS, Manifest, check_free, labels_of, write_bundle
 from vitrail.export.check import Gate, Samples, check_names, compare, draw_samples, reference_of
 from vitrail.export.fold import fold
-from vitrail.export.graph import layers_of, needed, program_of, to_onnx, to_openvino
+from vitrail.export.graph import layers_of, program_of, to_onnx, to_openvino
 from vitrail.export.runtime import open_graph
 from vitrail.kit.errors import Error
+from vitrail.kit.extras import needed
 from vitrail.models.base import ImageClassifier
 
 PRECISIONS = ("fp32", "fp16", "int8", "int8-weights")

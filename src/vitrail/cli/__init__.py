@@ -31,6 +31,7 @@ from vitrail.cli.parse import parsed
 from vitrail.cli.plan import plan
 from vitrail.cli.predict import predict
 from vitrail.cli.probe import probe
+from vitrail.cli.serve import serve
 from vitrail.cli.train import train
 from vitrail.cli.verify import verify
 from vitrail.kit.errors import Error, did_you_mean
@@ -52,6 +53,7 @@ VERBS: dict[str, Callable[..., int]] = {
     "predict": predict,
     "doctor": doctor,
     "export": export,
+    "serve": serve,
     "models": models,
     "convert": convert,
     "verify": verify,

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from vitrail.kit.errors import Error
+from vitrail.kit.extras import needed
 from vitrail.models.tape import Tape
 
 if TYPE_CHECKING:
@@ -125,22 +125,6 @@ def layers_of(program: torch.export.ExportedProgram) -> dict[str, str]:
             path = list(stack.values())[-1][0]
             found[node.name] = path.removeprefix("folded.")
     return found
-
-
-def needed(extra: str, *packages: str) -> None:
-    """Check that the packages of an extra are there.
-
-    Raises:
-        Error: one is not, with the command that installs it.
-    """
-    from importlib.util import find_spec
-
-    missing = [package for package in packages if find_spec(package) is None]
-    if missing:
-        raise Error(
-            f"this needs {' and '.join(missing)}, which {'is' if len(missing) == 1 else 'are'} "
-            f"not installed: pip install 'vitrail[{extra}]'"
-        )
 
 
 @contextmanager

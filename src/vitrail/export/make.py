@@ -24,16 +24,10 @@ from vitrail.export.check import (
     with_attention,
 )
 from vitrail.export.fold import fold
-from vitrail.export.graph import (
-    layers_of,
-    needed,
-    outputs_of,
-    program_of,
-    to_onnx,
-    to_openvino,
-)
+from vitrail.export.graph import layers_of, outputs_of, program_of, to_onnx, to_openvino
 from vitrail.export.runtime import open_graph
 from vitrail.kit.errors import Error
+from vitrail.kit.extras import needed
 from vitrail.models.base import ImageClassifier
 
 PRECISIONS = ("fp32", "fp16", "int8", "int8-weights")

@@ -14,8 +14,9 @@ import torch
 
 from vitrail.export.attention import AttentionView, attention_view
 from vitrail.export.bundle import GRAPHS, Manifest
-from vitrail.export.graph import ATTENTION, INPUT, needed
+from vitrail.export.graph import ATTENTION, INPUT
 from vitrail.kit.errors import Error
+from vitrail.kit.extras import needed
 from vitrail.models.base import ImageClassifier
 from vitrail.models.tape import Tape
 
@@ -80,11 +81,23 @@ class TorchRuntime:
 class OnnxRuntime:
     """A `model.onnx` in ONNX Runtime.
 
+    Args:
+        path: of the file.
+        threads, device: see `Classifier`.
+        shared: whether others need the cores between two calls. Its threads then sleep; else they
+            spin for a while, which answers the next call a little sooner.
+
     Raises:
         Error: the extra is not installed, no such device, or a file that cannot be opened.
     """
 
-    def __init__(self, path: Path, threads: int | None = None, device: str | None = None):
+    def __init__(
+        self,
+        path: Path,
+        threads: int | None = None,
+        device: str | None = None,
+        shared: bool = False,
+    ):
         needed("onnx", "onnxruntime")
         import onnxruntime
 
@@ -98,6 +111,8 @@ class OnnxRuntime:
         options.log_severity_level = 3
         if threads is not None:
             options.intra_op_num_threads = threads
+        if shared:
+            options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         try:
             self.session = onnxruntime.InferenceSession(str(path), options, providers=providers)
         except Exception as error:  # its errors have no class in common
@@ -166,15 +181,23 @@ class OpenVinoRuntime:
 
 
 def open_graph(
-    folder: Path, manifest: Manifest, threads: int | None = None, device: str | None = None
+    folder: Path,
+    manifest: Manifest,
+    threads: int | None = None,
+    device: str | None = None,
+    shared: bool = False,
 ) -> OnnxRuntime | OpenVinoRuntime:
     """The runtime of an ONNX or OpenVINO bundle; a torch bundle is a model folder.
+
+    ``shared``: whether others need the cores between two calls.
 
     Raises:
         Error: see the runtimes.
     """
-    kind = {"onnx": OnnxRuntime, "openvino": OpenVinoRuntime}[manifest.runtime]
-    return kind(folder / GRAPHS[manifest.runtime], threads, device)
+    path = folder / GRAPHS[manifest.runtime]
+    if manifest.runtime == "onnx":
+        return OnnxRuntime(path, threads, device, shared)
+    return OpenVinoRuntime(path, threads, device)
 
 
 def _line(error: Exception) -> str:

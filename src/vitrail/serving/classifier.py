@@ -55,6 +55,7 @@ class Classifier:
         device: ``cpu``, ``cuda`` or None for the best there is.
         which: ``final`` or ``best`` weights of a model folder.
         name: the zoo's name of the model, for a file that does not say it.
+        shared: whether others need the cores between two calls, as beside a server.
 
     Attributes:
         labels: the class names in the order of the logits.
@@ -84,24 +85,27 @@ class Classifier:
         device: str | None = None,
         which: str = "final",
         name: str | None = None,
+        shared: bool = False,
     ):
         for words, number in (("threads", threads), ("batch_size", batch_size)):
             if number is not None and number < 1:
                 raise Error(f"{words} must be at least 1, not {number}")
         self.batch_size = batch_size
         if is_bundle(path):
-            self._runtime = self._open_bundle(Path(path).expanduser(), threads, device)
+            self._runtime = self._open_bundle(Path(path).expanduser(), threads, device, shared)
         else:
             self._runtime = self._open_model(path, threads, device, which, name)
 
-    def _open_bundle(self, folder: Path, threads: int | None, device: str | None) -> Runtime:
+    def _open_bundle(
+        self, folder: Path, threads: int | None, device: str | None, shared: bool
+    ) -> Runtime:
         manifest = read_manifest(folder)
         check_files(folder, manifest)
         self.manifest = manifest
         if manifest.runtime == "torch":
             runtime = self._open_model(folder, threads, device, "final", None)
         else:
-            runtime = open_graph(folder, manifest, threads, device)
+            runtime = open_graph(folder, manifest, threads, device, shared)
         self.labels, self.temperature = manifest.labels, manifest.temperature
         self.preprocessing, self.runtime = manifest.preprocessing, manifest.runtime
         return runtime
@@ -156,13 +160,34 @@ class Classifier:
         """
         if top_k < 1:
             raise Error(f"top_k must be at least 1, not {top_k}")
-        rows = torch.from_numpy(self.logits(images)) / self.temperature
-        chances = rows.sigmoid() if self.several else rows.softmax(dim=-1)
+        chances = self._chances(self.logits(images))
         values, places = chances.topk(min(top_k, len(self.labels)), dim=-1)
         return [
             [(self.labels[place], value) for place, value in zip(row, chances, strict=True)]
             for row, chances in zip(places.tolist(), values.tolist(), strict=True)
         ]
+
+    def probabilities(self, pixels: np.ndarray) -> np.ndarray:
+        """Of pictures that `preprocessing.geometry` made, uint8 [b h w 3], all of [b k] float32."""
+        return self._chances(self._runtime.logits(pixels)).numpy()
+
+    def with_attention(self, pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """`probabilities`, and the maps of attention [b rows columns] float32.
+
+        Raises:
+            Error: see `attention`.
+        """
+        self._check_attends()
+        logits, maps = self._runtime.with_attention(pixels)
+        return self._chances(logits).numpy(), maps
+
+    def _check_attends(self) -> None:
+        if self.manifest is not None and not self.manifest.attends:
+            raise Error(WITHOUT)
+
+    def _chances(self, logits: np.ndarray) -> torch.Tensor:
+        rows = torch.from_numpy(logits) / self.temperature
+        return rows.sigmoid() if self.several else rows.softmax(dim=-1)
 
     def logits(self, images: Picture | Iterable[Picture]) -> np.ndarray:
         """The logits before temperature, float32 [n k]; pictures as for a call.
@@ -180,8 +205,7 @@ class Classifier:
             Error: a picture that cannot be read, a model without attention, or a bundle that was
                 exported without it.
         """
-        if self.manifest is not None and not self.manifest.attends:
-            raise Error(WITHOUT)
+        self._check_attends()
         found = []
         for batch in _batches(_listed(images), self.batch_size):
             opened = [self._open(image) for image in batch]

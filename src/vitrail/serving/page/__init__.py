@@ -8,7 +8,7 @@ need the token.
 """
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 from fastapi import APIRouter, Request, Response
@@ -54,7 +54,7 @@ def router() -> APIRouter:
     return made
 
 
-def _served(path: Path) -> Callable[[Request], Response]:
+def _served(path: Path) -> Callable[[Request], Awaitable[Response]]:
     content = path.read_bytes()
     mark = f'"{hashlib.sha256(content).hexdigest()[:32]}"'
     headers = {**HEADERS, "ETag": mark}

@@ -183,7 +183,7 @@ def _routes(service: Service) -> APIRouter:
         """Say what is on one picture, or on several."""
         service.check()
         extras = ["attention"] if attention else []
-        if attention and "attention" not in service.model["extras"]:
+        if attention and "attention" not in service.model.get("extras", ()):
             raise Refused(422, "this model says nothing of its attention: export --attention does")
         with Holding(service.budget) as holding:
             pictures = await read_pictures(

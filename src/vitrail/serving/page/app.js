@@ -40,7 +40,7 @@ function introduce({ name, labels, image_size: size, runtime, precision, gate, l
     ["Labels", some(labels)],
     ["Sees", `${size[1]} × ${size[0]} pixels`],
     ["Runs on", [runtime, precision].filter(Boolean).join(", ")],
-    ["Measured", measured(gate)],
+    ["Accuracy", measured(gate)],
     ["Takes", limits && `files up to ${bytes(limits.max_bytes)}`],
   ];
   const rows = facts.filter(([, fact]) => fact);
@@ -60,7 +60,7 @@ const some = (labels) =>
 const measured = (gate) =>
   gate
     ? `${percent(gate.exported_top1)} right on ${gate.n.toLocaleString("en")} pictures`
-    : "Nobody measured this export";
+    : "not measured";
 
 // The token
 
@@ -152,6 +152,8 @@ class Picture {
   }
 
   queue() {
+    this.failed = false;
+    this.settle();
     this.tell(state("Waiting for its turn"));
     queue.push(this);
   }
@@ -171,7 +173,8 @@ class Picture {
       if (this.attention) this.light();
     } else {
       this.figure.className = "none";
-      this.figure.replaceChildren(make("p", "This browser cannot show this file."));
+      this.figure.replaceChildren(make("p", "This browser cannot show such a file."));
+      this.settle();
     }
   }
 
@@ -228,7 +231,16 @@ class Picture {
       parts.push(again);
     }
     this.tell(...parts);
+    this.failed = true;
+    this.settle();
     say(`${this.name}: ${error.message}`);
+  }
+
+  // Where there is neither picture nor answer, a sentence is enough.
+  settle() {
+    const bare = this.failed && this.figure.className === "none";
+    this.figure.hidden = bare;
+    this.item.classList.toggle("bare", bare);
   }
 
   tell(...parts) {

@@ -27,7 +27,9 @@ from vitrail.serving import page as page_module
 pytest.importorskip("fastapi")
 sync_api = pytest.importorskip("playwright.sync_api")
 expect = sync_api.expect
-BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), "")
+BROWSER = next(
+    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), ""
+)
 TOKEN = "open-sesame"
 MOST = 300_000  # bytes of a file
 # Nothing that a test of a page needs, and nothing that asks anybody anything.
@@ -249,10 +251,12 @@ def test_a_broken_file_is_one_sentence_and_the_others_are_answered(visit):
     )
     assert said["cut.png"] == "The file is cut short."
     assert said["notes.jpg"].startswith("Not a picture of a known format (JPEG, PNG")
-    assert re.fullmatch(r"\d+ kB is more than the 300 kB that this server takes\.", said["huge.png"])
+    assert re.fullmatch(
+        r"\d+ kB is more than the 300 kB that this server takes\.", said["huge.png"]
+    )
     assert said["good.png"] == ""
     assert sum("classify" in url for url in seen.asked) == 3  # what is too large stays here
-    expect(seen.page.locator(".bare")).to_have_count(2)  # neither picture nor answer
+    expect(seen.page.locator(".bare h3")).to_have_text("notes.jpg")  # neither picture nor answer
 
 
 def test_markup_in_a_name_is_text(visit):
@@ -280,7 +284,10 @@ def test_attention_lies_where_the_model_looked(visit, classify):
     brightness = drawn[..., :3].sum(-1)
     shown = np.array(
         [
-            [brightness[int((r + 0.5) * step[0]), 50 + int((c + 0.5) * step[1])] for c in range(columns)]
+            [
+                brightness[int((r + 0.5) * step[0]), 50 + int((c + 0.5) * step[1])]
+                for c in range(columns)
+            ]
             for r in range(rows)
         ]
     )
@@ -296,16 +303,21 @@ def test_attention_lies_where_the_model_looked(visit, classify):
 @pytest.mark.parametrize("kind", ["JPEG", "WebP", "PNG"])
 def test_the_preview_is_turned_as_the_model_sees_it(visit, kind):
     corners = np.zeros((200, 300, 3), np.uint8)
-    corners[:100, :150], corners[:100, 150:], corners[100:, :150] = (220, 0, 0), (0, 200, 0), (0, 0, 220)
+    corners[:100, :150], corners[:100, 150:], corners[100:, :150] = (
+        (220, 0, 0),
+        (0, 200, 0),
+        (0, 0, 220),
+    )
     seen = visit()
     named = {}
-    for turn in (1, 3, 6, 8):
+    turns = range(1, 9) if kind == "WebP" else (1, 6, 8)  # its turning is ours, not the browser's
+    for turn in turns:
         file, exif = io.BytesIO(), Image.Exif()
         exif[0x0112] = turn
         Image.fromarray(corners).save(file, kind, exif=exif)
         named[f"{turn}.{kind}"] = (file.getvalue(), f"image/{kind.lower()}")
     seen.drop(named)
-    expect(seen.page.locator("figure canvas:first-child")).to_have_count(4)
+    expect(seen.page.locator("figure canvas:first-child")).to_have_count(len(turns))
     for place, (data, _) in enumerate(named.values()):
         upright = decode(data).astype(int)
         drawn = pixels(seen.page.locator("figure canvas:first-child").nth(place)).astype(int)
@@ -317,14 +329,19 @@ def test_of_a_large_photo_the_preview_is_small_and_the_whole_file_is_sent(visit)
     file = io.BytesIO()
     Image.new("RGB", (4000, 3000), (90, 120, 60)).save(file, "JPEG", quality=60)
     seen, sent = visit(), []
-    seen.page.on("request", lambda request: sent.append(request))
+
+    def look(route):
+        sent.append(route.request)
+        route.continue_()
+
+    seen.page.route("**/v1/classify*", look)
     seen.drop({"large.jpg": (file.getvalue(), "image/jpeg")})
     expect(seen.page.locator(".top")).to_have_count(1)
     canvas = seen.page.locator("figure canvas").first
     assert canvas.evaluate("(c) => [c.width, c.height]") == [1024, 768]
-    (request,) = [one for one in sent if "classify" in one.url]
+    (request,) = sent
     assert request.headers["content-type"] == "image/jpeg"
-    assert request.sizes()["requestBodySize"] == len(file.getvalue())
+    assert request.post_data_buffer == file.getvalue()
 
 
 # What goes wrong
@@ -404,7 +421,11 @@ def test_the_command_on_the_page_works(visit, classify, tmp_path):
     (tmp_path / "picture.jpg").write_bytes(png(photo(2)))
     environment = {**os.environ, "VITRAIL_TOKEN": TOKEN, "no_proxy": "*"}
     done = subprocess.run(
-        ["sh", "-c", f"{command} -sS"], cwd=tmp_path, env=environment, capture_output=True, check=True
+        ["sh", "-c", f"{command} -sS"],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        check=True,
     )
     (result,) = json.loads(done.stdout)["results"]
     assert result["predictions"][0]["label"] == classify([photo(2)])[0][0][0]
@@ -430,9 +451,7 @@ def test_by_keyboard_alone(visit, tmp_path):
     for _ in range(5):
         keys.press("Tab")
         order.append(
-            page.evaluate(
-                "document.activeElement.ariaLabel || document.activeElement.id "
-            )
+            page.evaluate("document.activeElement.ariaLabel || document.activeElement.id ")
         )
     assert order == ["opacity", "clear", "Remove a.png", "curl command", "copy"]
     page.locator("#opacity").focus()
@@ -455,7 +474,16 @@ def test_on_a_phone_nothing_scrolls_sideways_and_all_text_can_be_read(visit, sch
     expect(seen.page.locator("#list .problem")).to_have_count(1)
     seen.page.locator(".top").evaluate("(top) => (top.textContent = 'label'.repeat(40))")
     assert seen.overflow() == 0
-    for place in ("h1", ".quiet", ".top", ".label", ".share", ".problem:visible", ".button", "#copy"):
+    for place in (
+        "h1",
+        ".quiet",
+        ".top",
+        ".label",
+        ".share",
+        ".problem:visible",
+        ".button",
+        "#copy",
+    ):
         assert contrast(seen.page.locator(place).first) >= 4.5, place
     ground = seen.page.locator("body").evaluate("(b) => getComputedStyle(b).backgroundColor")
     assert (luminance(ground) < 0.05) == (scheme == "dark")

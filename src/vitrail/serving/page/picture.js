@@ -1,5 +1,7 @@
 // A picture on the page: a small upright copy, and over it where the model looked.
 
+import { turned, webpOrientation } from "./orientation.js";
+
 const LONGEST = 1024; // pixels of the copy; the file itself is what is sent
 const SMALL = 160; // pictures up to here are shown larger, with their pixels as squares
 const SHOWN = 256; // pixels, of a small one
@@ -16,30 +18,44 @@ const RAMP = [
 // A file as a canvas, its longer side at most LONGEST, turned as its EXIF says; null where the
 // browser cannot read this kind of file (the server may all the same).
 export async function preview(file) {
-  const address = URL.createObjectURL(file);
-  const image = new Image();
+  let image;
   try {
-    image.src = address;
-    await image.decode();
-    const { naturalWidth: width, naturalHeight: height } = image;
-    const longer = Math.max(width, height);
-    if (!longer) return null;
-    const small = longer <= SMALL;
-    const scale = small ? Math.floor(SHOWN / longer) : Math.min(1, LONGEST / longer);
-    const canvas = document.createElement("canvas");
-    canvas.width = Math.max(1, Math.round(width * scale));
-    canvas.height = Math.max(1, Math.round(height * scale));
-    const paper = canvas.getContext("2d");
-    paper.imageSmoothingEnabled = !small;
-    paper.imageSmoothingQuality = "high";
-    paper.drawImage(image, 0, 0, canvas.width, canvas.height);
-    return canvas;
+    const turn = await webpOrientation(file);
+    image = await (turn === 1 ? opened(file) : createImageBitmap(file, { imageOrientation: "none" }));
+    return copy(image, turn);
   } catch {
     return null;
   } finally {
-    URL.revokeObjectURL(address);
-    image.removeAttribute("src");
+    if (image instanceof ImageBitmap) image.close();
   }
+}
+
+async function opened(file) {
+  const address = URL.createObjectURL(file);
+  try {
+    const image = new Image();
+    image.src = address;
+    await image.decode();
+    return image;
+  } finally {
+    URL.revokeObjectURL(address);
+  }
+}
+
+function copy(image, turn) {
+  const { width, height } = image;
+  const longer = Math.max(width, height);
+  const small = longer <= SMALL;
+  const scale = small ? Math.floor(SHOWN / longer) : Math.min(1, LONGEST / longer);
+  const [w, h] = [width, height].map((side) => Math.max(1, Math.round(side * scale)));
+  const canvas = document.createElement("canvas");
+  [canvas.width, canvas.height] = turn >= 5 ? [h, w] : [w, h];
+  const paper = canvas.getContext("2d");
+  paper.imageSmoothingEnabled = !small;
+  paper.imageSmoothingQuality = "high";
+  paper.setTransform(...turned(turn, w, h));
+  paper.drawImage(image, 0, 0, w, h);
+  return canvas;
 }
 
 // Attention {values, region} as a canvas that lies over one of this size: `values` a list of rows,

@@ -249,6 +249,8 @@ def _print(out: Path, made: Made) -> None:
             f"same answer {100 * gate.agreement:.2f} %, largest difference of a logit "
             f"{gate.max_logit_gap:.2g} (the largest logit is {gate.max_logit:.3g})"
         )
+        if gate.attention_gap is not None:
+            print(f"largest difference of its attention {gate.attention_gap:.2g}")
     if manifest.quantisation:
         layers = manifest.quantisation["layers"]
         print(f"{sum(layer['int8'] for layer in layers)} of {len(layers)} layers in int8; worst:")

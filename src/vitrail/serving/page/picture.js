@@ -6,14 +6,16 @@ const LONGEST = 1024; // pixels of the copy; the file itself is what is sent
 const SMALL = 160; // pictures up to here are shown larger, with their pixels as squares
 const SHOWN = 256; // pixels, of a small one
 
-// From dark to bright: night, plum, ember, gold; red, green, blue, and how much is covered.
+// From unseen to seen, as light through glass: night, dusk, ember, gold, daylight; red, green, blue,
+// and how much is covered.
 const RAMP = [
-  [13, 10, 38, 0.86],
-  [84, 18, 92, 0.72],
-  [196, 62, 58, 0.55],
-  [250, 163, 36, 0.42],
-  [255, 232, 140, 0.34],
+  [8, 9, 26, 0.84],
+  [66, 20, 62, 0.74],
+  [188, 54, 48, 0.6],
+  [250, 152, 40, 0.55],
+  [255, 228, 130, 0.58],
 ];
+const LIFT = 0.75; // below 1: middling places are told apart better
 
 // A file as a canvas, its longer side at most LONGEST, turned as its EXIF says; null where the
 // browser cannot read this kind of file (the server may all the same).
@@ -89,7 +91,9 @@ function tile(rows) {
   small.width = rows[0].length;
   small.height = rows.length;
   const pixels = new ImageData(small.width, small.height);
-  values.forEach((value, place) => pixels.data.set(colour((value - low) / span), 4 * place));
+  values.forEach((value, place) => {
+    pixels.data.set(colour(((value - low) / span) ** LIFT), 4 * place);
+  });
   small.getContext("2d").putImageData(pixels, 0, 0);
   return small;
 }

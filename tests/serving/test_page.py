@@ -300,6 +300,18 @@ def test_attention_lies_where_the_model_looked(visit, classify):
     expect(glow).to_have_css("opacity", "0")
 
 
+@pytest.mark.parametrize("size", [(120, 700), (700, 120), (20, 20)])
+def test_the_light_covers_the_preview_whatever_its_shape(visit, size):
+    seen = visit()
+    seen.drop({"a.png": (png(photo(4, size)), "image/png")})
+    glow, preview = seen.page.locator("canvas.glow"), seen.page.locator("figure canvas").first
+    expect(glow).to_have_count(1)
+    over, under = glow.bounding_box(), preview.bounding_box()
+    assert over == pytest.approx(under, abs=1)
+    assert under["width"] / under["height"] == pytest.approx(size[0] / size[1], rel=0.02)
+    assert under["height"] <= 385
+
+
 @pytest.mark.parametrize("kind", ["JPEG", "WebP", "PNG"])
 def test_the_preview_is_turned_as_the_model_sees_it(visit, kind):
     corners = np.zeros((200, 300, 3), np.uint8)

@@ -1,7 +1,7 @@
 // What the page says to the server, and what its answers mean in words. Addresses are relative to
 // the page, so that it works behind a proxy that puts a folder in front.
 
-const TRIES = 8; // of a picture for which the server has no room yet
+const PERSISTENCE = 120; // seconds in which a picture is sent again where there is no room for it
 const LONGEST_WAIT = 30; // seconds between two of them
 const PATIENCE = 120; // seconds for one answer
 
@@ -28,6 +28,7 @@ export async function classify(file, { token, topK, attention, signal, waiting, 
   const query = new URLSearchParams({ top_k: topK });
   if (attention) query.set("attention", "true");
   const sent = { method: "POST", headers: headers(token, kind(file)), body: file, signal };
+  const until = Date.now() + 1000 * PERSISTENCE;
   for (let tries = 1; ; tries++) {
     sending();
     const answer = await ask(`v1/classify?${query}`, sent);
@@ -38,8 +39,8 @@ export async function classify(file, { token, topK, attention, signal, waiting, 
       return result;
     }
     const busy = answer.status === 429 || answer.status === 503;
-    if (!busy || tries === TRIES) throw await refusal(answer);
     const seconds = retryAfter(answer) ?? Math.min(2 ** tries / 2, LONGEST_WAIT);
+    if (!busy || Date.now() + 1000 * seconds > until) throw await refusal(answer);
     await answer.body?.cancel();
     waiting(seconds);
     await sleep(seconds, signal);

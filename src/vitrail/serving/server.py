@@ -151,7 +151,7 @@ async def _until(
         await asyncio.wait({running}, timeout=0.01)
         if running.done():  # somebody else took the port while the model was opened
             error = running.exception()
-            raise Error(_unavailable(*listener.getsockname()[:2], error)) from None
+            raise Error(_unavailable(settings.host, settings.port, error)) from None
     host, port = listener.getsockname()[:2]
     address = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
     print(f"listening on {address}", flush=True)

@@ -1,4 +1,4 @@
-"""Many clients in one thread: plain HTTP over asyncio, light enough to share cores with a server."""
+"""Many clients in one thread: plain HTTP over asyncio, light beside a server on the same cores."""
 
 import asyncio
 import time

@@ -27,17 +27,8 @@ class Running:
     """A server under way; a context that ends it."""
 
     def __init__(self, words: list[str], folder: Path, environment: dict[str, str] | None = None):
-        folder.mkdir(parents=True, exist_ok=True)
         self.folder, self.log_file = folder, folder / "log"
-        paths = os.pathsep.join([str(ROOT / "src"), str(ROOT), os.environ.get("PYTHONPATH", "")])
-        with self.log_file.open("wb") as log:
-            self.process = subprocess.Popen(
-                [sys.executable, *words],
-                stdout=subprocess.PIPE,
-                stderr=log,
-                text=True,
-                env={**os.environ, **QUIET, "PYTHONPATH": paths, **(environment or {})},
-            )
+        self.process = launched(words, folder, environment)
         assert self.process.stdout is not None
         line = self.process.stdout.readline()
         found = re.fullmatch(r"listening on (http://127\.0\.0\.1:(\d+))\n", line)
@@ -102,8 +93,30 @@ class Running:
         return self.process.wait(seconds)
 
 
-def standin(folder: Path, seconds: float = 0.0, start: float = 0.0, **settings: Any) -> Running:
-    """A server whose model sleeps."""
+def launched(
+    words: list[str], folder: Path, environment: dict[str, str] | None = None
+) -> subprocess.Popen:
+    """A Python process whose stderr goes into ``folder/log``."""
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = os.pathsep.join([str(ROOT / "src"), str(ROOT), os.environ.get("PYTHONPATH", "")])
+    with (folder / "log").open("wb") as log:
+        return subprocess.Popen(
+            [sys.executable, *words],
+            stdout=subprocess.PIPE,
+            stderr=log,
+            text=True,
+            env={**os.environ, **QUIET, "PYTHONPATH": paths, **(environment or {})},
+        )
+
+
+def standin_words(
+    folder: Path,
+    seconds: float = 0.0,
+    start: float = 0.0,
+    model: str | None = None,
+    **settings: Any,
+) -> list[str]:
+    """What starts a server whose model sleeps, or is a real one."""
     options = {
         "seconds": seconds,
         "start": start,
@@ -112,9 +125,16 @@ def standin(folder: Path, seconds: float = 0.0, start: float = 0.0, **settings: 
         "refuse": str(folder / "refuse"),
         "batch_size": settings.get("batch_size", 8),
     }
+    if model is not None:
+        fields = {"source": model, "max_pixels": 10**7, "threads": 1, "batch_size": 8}
+        options |= {"model": fields, "wait": 0.005}
     words = ["-m", "tests.serving.standin", "serve"]
-    settings = {"port": 0, **settings}
-    return Running([*words, json.dumps(settings), json.dumps(options)], folder)
+    return [*words, json.dumps({"port": 0, **settings}), json.dumps(options)]
+
+
+def standin(folder: Path, **options: Any) -> Running:
+    """A server as in `standin_words`."""
+    return Running(standin_words(folder, **options), folder)
 
 
 def command(folder: Path, source: Path, *words: object, **environment: str) -> Running:

@@ -41,6 +41,7 @@ class Service:
             self.log,
             count=settings.workers,
             room=2 * settings.batch_size,
+            stall=settings.stall_seconds,
             computed=self.metrics.computed,
         )
         self.draining = False

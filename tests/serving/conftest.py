@@ -24,7 +24,7 @@ def model_folder(tmp_path_factory) -> Path:
 def real(model_folder, tmp_path_factory):
     """The real command on the real model."""
     folder = tmp_path_factory.mktemp("real")
-    with command(folder, model_folder, "--threads", 1, "--max-bytes", 3_000_000) as server:
+    with command(folder, model_folder, "--threads", 1, "--body-seconds", 2) as server:
         yield server
 
 

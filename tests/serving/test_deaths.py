@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from tests.data.pictures import encoded, smooth
-from tests.serving.running import PNG, Running, alive, command, seconds_until
+from tests.serving.running import Running, alive, command, seconds_until
 
 PICTURE = encoded(smooth(40, 40))
 

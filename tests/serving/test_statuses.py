@@ -97,7 +97,7 @@ def test_404_and_405(real):
 
 
 def test_413_too_many_bytes_pixels_and_pictures(real):
-    assert "3,000,000 bytes" in problem(real.classify(bytes(3_000_001)), 413)
+    assert "20,000,000 bytes" in problem(real.classify(bytes(20_000_001)), 413)
     large = png(20_000, 20_000, 8, 2, b"")
     assert "limit" in problem(real.classify(large), 413)
     assert "16 pictures" in problem(real.form(*[PICTURE] * 17), 413)
@@ -224,7 +224,7 @@ def test_the_model_says_what_it_is(real):
     assert said["preprocessing"]["interpolation"] == "bicubic"
     assert said["runtime"] == "torch"
     assert said["gate"] is None
-    assert said["limits"]["max_bytes"] == 3_000_000
+    assert said["limits"]["max_bytes"] == 20_000_000
     assert said["limits"]["max_pixels"] == 50_000_000
 
 

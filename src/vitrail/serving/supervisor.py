@@ -80,6 +80,13 @@ class Worker:
         """The first deadline of what it has in hand, by the monotonic clock."""
         return min((item.deadline for item in self.hand.values()), default=float("inf"))
 
+    async def ended(self) -> None:
+        """Wait a moment for a process that closed its socket: its status says why."""
+        for _ in range(50):
+            if self.process.poll() is not None:
+                return
+            await asyncio.sleep(0.01)
+
     def end(self) -> None:
         """Close its socket, and kill it: it has nothing to save."""
         if self._writer is not None:
@@ -163,15 +170,16 @@ class Supervisor:
             worker = Worker(self.command, self.room)
             try:
                 was_ready = await self._serve(worker, place, began)
+                await worker.ended()
             finally:
                 self._bury(worker)
             code = worker.process.returncode
-            self.log.say(
-                "worker_died", level="error", worker=place, pid=worker.process.pid, code=code
-            )
-            self.restarts += 1
             deaths = 0 if was_ready and time.monotonic() - began > 10 else deaths + 1
-            if self._first is not None and not self._first.done() and deaths >= 2:
+            if self._first is not None and self._first.done():
+                pid = worker.process.pid
+                self.log.say("worker_died", level="error", worker=place, pid=pid, status=code)
+                self.restarts += 1
+            elif self._first is not None and deaths >= 2:
                 self._first.set_exception(
                     Error(f"the worker process died while it opened the model (status {code})")
                 )

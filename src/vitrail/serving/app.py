@@ -125,6 +125,7 @@ def application(service: Service, routers: Sequence[APIRouter] = ()) -> Gate:
         docs_url=None,  # they load from elsewhere
         redoc_url=None,
         openapi_url="/openapi.json",
+        redirect_slashes=False,
     )
     app.state.service = service
     app.include_router(_open_routes(service))

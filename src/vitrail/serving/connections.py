@@ -82,6 +82,9 @@ class Protocol(H11Protocol):
     def send_400_response(self, msg: str) -> None:
         """As uvicorn has it, in JSON and counted."""
         self.malformed()
+        if self.cycle is not None and not self.cycle.response_complete:  # the body went wrong
+            self.cycle.disconnected = True
+            self.cycle.message_event.set()
         try:
             body = json.dumps({"error": "this is no HTTP request that is understood"}).encode()
             headers = [

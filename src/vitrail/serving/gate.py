@@ -25,7 +25,9 @@ PROBES = ("/healthz", "/readyz", "/metrics")  # neither counted nor logged
 OPEN = ("/", "/healthz", "/readyz")  # without the token, as is all below /page/
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:/+=@-]{1,128}")
 SMALL = 256 << 10  # bytes of a body that is read to its end before it is refused
-LINGER = 2.0  # seconds in which the rest of a refused body is thrown away
+PATIENCE = 0.25  # seconds in which it must come
+LINGER = 2.0  # seconds in which the rest of a larger one is thrown away
+SLOW = 408  # who is too slow is not waited for once more
 
 
 class Gate:
@@ -111,16 +113,18 @@ class Passage:
             await self._start(message)
         elif self._unread and not message.get("more_body", False):
             await self._send_inner({**message, "more_body": True})
-            if self._asked or "expect" not in self.headers:
+            if self.status != SLOW and (self._asked or "expect" not in self.headers):
                 await self._throw_away(self.service.settings.max_bytes, LINGER)
             await self._send_inner({"type": "http.response.body", "body": b""})
         else:
             await self._send_inner(message)
 
     async def _start(self, message: Message) -> None:
-        if self._unread and 0 < self._length <= SMALL and "expect" not in self.headers:
-            await self._throw_away(SMALL, LINGER / 2)
-        self.status = message["status"]
+        status = message["status"]
+        small = 0 < self._length <= SMALL and "expect" not in self.headers
+        if self._unread and small and status != SLOW:
+            await self._throw_away(SMALL, PATIENCE)
+        self.status = status
         headers = [
             *message.get("headers", []),
             (b"x-request-id", self.id.encode()),

@@ -43,6 +43,7 @@ class Item:
     deadline: float
     answer: "asyncio.Future[Answer]"
     carrier: "Carrier | None" = None
+    left: bool = False
 
 
 class Carrier(Protocol):
@@ -115,7 +116,7 @@ class Line:
     def abandon(self, items: Sequence[Item]) -> None:
         """Nobody waits for these any more: those that are not in work leave, the rest is told."""
         for item in items:
-            if item.answer.done():
+            if item.left:
                 continue
             if self._waiting.pop(item.number, None):
                 self.finish(item, Answer("dropped"))
@@ -124,10 +125,12 @@ class Line:
 
     def finish(self, item: Item, answer: Answer) -> None:
         """An item leaves the line."""
-        if not item.answer.done():
+        if item.left:
+            return
+        item.left, item.data = True, b""
+        self.held -= 1
+        if not item.answer.done():  # else who asked is gone
             item.answer.set_result(answer)
-            self.held -= 1
-            item.data = b""
 
     def pump(self) -> None:
         """Give what waits to the carriers, to the one with most room first."""

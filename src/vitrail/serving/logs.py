@@ -6,6 +6,7 @@ lines wait in a bounded queue; what does not fit is dropped, counted, and said o
 
 import datetime
 import json
+import logging
 import queue
 import sys
 import threading
@@ -47,6 +48,12 @@ class Log:
             self._thread.join(seconds)
             self._thread = None
 
+    def take_over(self) -> None:
+        """Let what libraries say through `logging` come here, as JSON too."""
+        logging.basicConfig(level=logging.WARNING, handlers=[_Handler(self)], force=True)
+        for name in ("uvicorn.error", "python_multipart"):  # of requests that are no such thing
+            logging.getLogger(name).setLevel(logging.CRITICAL)
+
     def _write(self) -> None:
         file = self._file or sys.stderr
         while (line := self._lines.get()) is not None:
@@ -58,3 +65,16 @@ class Log:
                 file.flush()
             except (OSError, ValueError):  # nobody reads any more, or the disk is full
                 self.dropped += 1
+
+
+class _Handler(logging.Handler):
+    """To a `Log`."""
+
+    def __init__(self, log: Log):
+        super().__init__()
+        self._log = log
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """As `logging` has it."""
+        text = self.format(record)
+        self._log.say("library", level=record.levelname.lower(), logger=record.name, message=text)

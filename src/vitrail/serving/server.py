@@ -8,7 +8,6 @@ took, and ends: with 0 after SIGTERM, with 130 after Ctrl-C. A second signal end
 import asyncio
 import contextlib
 import ipaddress
-import logging
 import resource
 import signal
 import socket
@@ -44,6 +43,7 @@ def serve(settings: Settings, command: Sequence[str], routers: Sequence[APIRoute
     listener = bound(settings.host, settings.port, settings.token)
     _many_files()
     log = Log()
+    log.take_over()
     with listener:
         try:
             return asyncio.run(_serve(settings, command, routers, listener, log))
@@ -130,7 +130,6 @@ async def _until(
     stop: "asyncio.Task[int]",
 ) -> int:
     settings, log = service.settings, service.log
-    logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)  # the gate says it all, as JSON
     server = _Server(
         uvicorn.Config(
             application(service, routers),
@@ -151,7 +150,7 @@ async def _until(
         await asyncio.wait({running}, timeout=0.01)
         if running.done():  # somebody else took the port while the model was opened
             error = running.exception()
-            raise Error(_unavailable(*listener.getsockname()[:2], error)) from None
+            raise Error(_unavailable(settings.host, settings.port, error)) from None
     host, port = listener.getsockname()[:2]
     address = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
     print(f"listening on {address}", flush=True)

@@ -41,6 +41,7 @@ class Service:
             self.log,
             count=settings.workers,
             room=2 * settings.batch_size,
+            stall=settings.stall_seconds,
             computed=self.metrics.computed,
         )
         self.draining = False
@@ -97,24 +98,20 @@ class Service:
         with _full_is_busy():
             items = self.line.enter(pictures, top_k, extras, self.settings.deadline)
         leaving = asyncio.ensure_future(receive())
-        everything = asyncio.gather(*(item.answer for item in items))
+        leaving.add_done_callback(lambda _: self.line.abandon(items))
         try:
-            await asyncio.wait(
-                {leaving, everything},
-                timeout=self.settings.deadline,
-                return_when=asyncio.FIRST_COMPLETED,
+            _, late = await asyncio.wait(
+                [item.answer for item in items], timeout=self.settings.deadline
             )
-            gone = leaving.done() and not everything.done()
+            gone = leaving.done()
         finally:
             leaving.cancel()
             self.line.abandon(items)
-            if not everything.done():
-                everything.cancel()
         if gone:
             raise Gone
-        if not everything.done() or everything.cancelled():
+        if late:
             raise Refused(504, f"no answer within {self.settings.deadline:g} s", RETRY)
-        answers = everything.result()
+        answers = [item.answer.result() for item in items]
         for answer in answers:
             self.metrics.pictures.labels(answer.outcome).inc()
         _check(answers)

@@ -30,6 +30,7 @@ class Settings:
         drain_seconds: after a signal, for the requests that were taken.
         notice_seconds: after a signal, in which new requests are still taken while `/readyz`
             says 503, so that who sends them goes elsewhere.
+        stall_seconds: past the deadline of a picture, after which its worker is taken for dead.
         connections: open at once, at most.
     """
 
@@ -48,6 +49,7 @@ class Settings:
     body_seconds: float = 10.0
     drain_seconds: float = 20.0
     notice_seconds: float = 1.0
+    stall_seconds: float = 60.0
     connections: int = 1000
 
     def __post_init__(self):
@@ -98,5 +100,7 @@ _RULES = {
     "connections": _AT_LEAST_1,
     "deadline": _ABOVE_0,
     "body_seconds": _ABOVE_0,
-    **dict.fromkeys(("batch_wait", "drain_seconds", "notice_seconds"), _NOT_BELOW_0),
+    **dict.fromkeys(
+        ("batch_wait", "drain_seconds", "notice_seconds", "stall_seconds"), _NOT_BELOW_0
+    ),
 }

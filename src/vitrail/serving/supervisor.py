@@ -2,7 +2,7 @@
 
 A worker's socket closes when it dies, whatever killed it, so its death is known at once: what it
 had in hand is answered as lost, what waits in the line waits for the next. A worker that does not
-answer for a minute is killed. One that comes back as another model than the first is refused.
+answer for long is killed. One that comes back as another model than the first is refused.
 """
 
 import asyncio
@@ -21,7 +21,6 @@ from vitrail.serving import wire
 from vitrail.serving.line import Answer, Item, Line
 from vitrail.serving.logs import Log
 
-STALLED = 60.0  # seconds past a picture's deadline after which its worker is taken for dead
 PAUSES = (0.0, 0.5, 1.0, 2.0, 5.0, 10.0)  # seconds before a worker that keeps dying is started
 
 
@@ -77,9 +76,16 @@ class Worker:
         """See `Carrier`."""
         self._write(wire.packed({"kind": "cancel", "number": item.number}))
 
-    def stalled(self, now: float) -> bool:
-        """Whether it sits on a picture that nobody waits for, for too long."""
-        return any(now > item.deadline + STALLED for item in self.hand.values())
+    def sits_since(self) -> float:
+        """The first deadline of what it has in hand, by the monotonic clock."""
+        return min((item.deadline for item in self.hand.values()), default=float("inf"))
+
+    async def ended(self) -> None:
+        """Wait a moment for a process that closed its socket: its status says why."""
+        for _ in range(50):
+            if self.process.poll() is not None:
+                return
+            await asyncio.sleep(0.01)
 
     def end(self) -> None:
         """Close its socket, and kill it: it has nothing to save."""
@@ -105,6 +111,7 @@ class Supervisor:
         log: told of starts and deaths.
         count: how many.
         room: pictures that each has in hand at most.
+        stall: seconds past the deadline of a picture after which its worker is taken for dead.
         computed: told of each batch, its size and seconds.
 
     Attributes:
@@ -119,10 +126,11 @@ class Supervisor:
         log: Log,
         count: int = 1,
         room: int = 16,
+        stall: float = 60.0,
         computed: Callable[[int, float], None] = lambda size, seconds: None,
     ):
         self.command, self.line, self.log = command, line, log
-        self.count, self.room, self.computed = count, room, computed
+        self.count, self.room, self.stall, self.computed = count, room, stall, computed
         self.model: dict[str, Any] = {}
         self.restarts = 0
         self._first: asyncio.Future[None] | None = None
@@ -162,15 +170,16 @@ class Supervisor:
             worker = Worker(self.command, self.room)
             try:
                 was_ready = await self._serve(worker, place, began)
+                await worker.ended()
             finally:
                 self._bury(worker)
             code = worker.process.returncode
-            self.log.say(
-                "worker_died", level="error", worker=place, pid=worker.process.pid, code=code
-            )
-            self.restarts += 1
             deaths = 0 if was_ready and time.monotonic() - began > 10 else deaths + 1
-            if self._first is not None and not self._first.done() and deaths >= 2:
+            if self._first is not None and self._first.done():
+                pid = worker.process.pid
+                self.log.say("worker_died", level="error", worker=place, pid=pid, status=code)
+                self.restarts += 1
+            elif self._first is not None and deaths >= 2:
                 self._first.set_exception(
                     Error(f"the worker process died while it opened the model (status {code})")
                 )
@@ -229,7 +238,8 @@ class Supervisor:
         while True:
             await asyncio.sleep(1)
             for worker in self.line.carriers:
-                if isinstance(worker, Worker) and worker.stalled(time.monotonic()):
+                sits = isinstance(worker, Worker) and time.monotonic() - worker.sits_since()
+                if isinstance(worker, Worker) and sits > self.stall:
                     self.log.say("worker_stalled", level="error", pid=worker.process.pid)
                     worker.process.kill()
 

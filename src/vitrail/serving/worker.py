@@ -13,6 +13,7 @@ import signal
 import socket
 import sys
 import threading
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -171,6 +172,7 @@ def _leave_with(channel: socket.socket) -> None:
 def main(argv: list[str]) -> None:
     """See the module's head."""
     wanted, descriptor = json.loads(argv[0]), int(argv[1])
+    warnings.simplefilter("ignore")  # of what is odd in a picture; the log is JSON
     bind_to_parent(wanted["parent"])
     channel = socket.socket(fileno=descriptor)
     model, size = wanted["model"], wanted["model"]["batch_size"]

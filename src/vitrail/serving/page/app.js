@@ -21,7 +21,7 @@ async function meet() {
   try {
     model = await describe(token);
   } catch (error) {
-    if (error.token) return askForToken(token ? error.message : "");
+    if (error.token) return askForToken();
     say(error.message);
     find("model").textContent = error.message;
     return setTimeout(meet, 3000);
@@ -64,7 +64,8 @@ const measured = (gate) =>
 
 // The token
 
-function askForToken(problem) {
+function askForToken() {
+  const problem = token && "The server does not take this token.";
   find("key").hidden = false;
   find("key-problem").textContent = problem;
   find("key-problem").hidden = !problem;
@@ -284,7 +285,7 @@ async function next() {
     if (error.token) {
       picture.queue(); // until there is a token
       model = null;
-      askForToken(error.message);
+      askForToken();
     } else if (!picture.leave.signal.aborted) {
       picture.fail(error instanceof Refused ? error : new Refused(`This page failed: ${error.message}`));
     }

@@ -80,7 +80,7 @@ async function body(answer) {
 }
 
 const MEANING = {
-  401: "The server asks for a token, or for another one.",
+  401: "The server asks for a token.",
   408: "The picture took too long to reach the server.",
   413: "The picture is larger than the server takes.",
   415: "This is no kind of file that the server reads.",

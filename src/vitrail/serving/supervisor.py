@@ -21,7 +21,7 @@ from vitrail.serving import wire
 from vitrail.serving.line import Answer, Item, Line
 from vitrail.serving.logs import Log
 
-PAUSES = (0.0, 0.5, 1.0, 2.0, 5.0, 10.0)  # seconds before a worker that keeps dying is started
+PAUSES = (0.0, 0.5, 1.0, 2.0, 5.0, 10.0)  # seconds before one that dies unready is started again
 
 
 class Worker:
@@ -174,7 +174,7 @@ class Supervisor:
             finally:
                 self._bury(worker)
             code = worker.process.returncode
-            deaths = 0 if was_ready and time.monotonic() - began > 10 else deaths + 1
+            deaths = 0 if was_ready else deaths + 1
             if self._first is not None and self._first.done():
                 pid = worker.process.pid
                 self.log.say("worker_died", level="error", worker=place, pid=pid, status=code)

@@ -66,11 +66,12 @@ def load(
     body: bytes | Callable[[int], bytes] = b"picture",
     kind: str = "image/png",
     until: Callable[[Reply], bool] = lambda reply: False,
+    patience: float = 40.0,
 ) -> list[Reply]:
     """Ask from so many clients for so long, or so many times in all; every reply.
 
     Bodies are of type ``kind``. ``body`` may be a function of the request's number; a client for
-    which ``until`` is true of a reply stops.
+    which ``until`` is true of a reply stops. A request that takes ``patience`` seconds hangs.
     """
     replies: list[Reply] = []
     numbers = iter(range(count if count is not None else 2**60))
@@ -89,7 +90,7 @@ def load(
         end = time.monotonic() + seconds
         await asyncio.wait_for(
             asyncio.gather(*(one(end) for _ in range(clients))),
-            None if seconds == float("inf") else seconds + 40,  # longer, and a request hangs
+            None if seconds == float("inf") else seconds + patience,  # longer, and one hangs
         )
 
     asyncio.run(everyone())

@@ -26,7 +26,9 @@ class Client:
         self.port = port
         self._streams: tuple[asyncio.StreamReader, asyncio.StreamWriter] | None = None
 
-    async def ask(self, target: str = CLASSIFY, body: bytes = b"picture", head: str = "") -> Reply:
+    async def ask(
+        self, target: str = CLASSIFY, body: bytes = b"picture", kind: str = "image/png"
+    ) -> Reply:
         began = time.monotonic()
         try:
             if self._streams is None:
@@ -35,8 +37,7 @@ class Client:
             return Reply(0, time.monotonic() - began, began)
         reader, writer = self._streams
         length = f"Content-Length: {len(body)}\r\n" if target.startswith("POST") else ""
-        kind = "" if "content-type" in head.lower() else "Content-Type: image/png\r\n"
-        text = f"{target} HTTP/1.1\r\nHost: localhost\r\n{kind}{length}{head}\r\n"
+        text = f"{target} HTTP/1.1\r\nHost: localhost\r\nContent-Type: {kind}\r\n{length}\r\n"
         try:
             writer.write(text.encode() + body)
             lines = (await reader.readuntil(b"\r\n\r\n")).decode().split("\r\n")
@@ -63,12 +64,14 @@ def load(
     count: int | None = None,
     pause: float = 0.0,
     body: bytes | Callable[[int], bytes] = b"picture",
+    kind: str = "image/png",
     until: Callable[[Reply], bool] = lambda reply: False,
+    patience: float = 40.0,
 ) -> list[Reply]:
     """Ask from so many clients for so long, or so many times in all; every reply.
 
-    ``body`` may be a function of the request's number; a client for which ``until`` is true of a
-    reply stops.
+    Bodies are of type ``kind``. ``body`` may be a function of the request's number; a client for
+    which ``until`` is true of a reply stops. A request that takes ``patience`` seconds hangs.
     """
     replies: list[Reply] = []
     numbers = iter(range(count if count is not None else 2**60))
@@ -76,7 +79,7 @@ def load(
     async def one(end: float) -> None:
         client = Client(port)
         while time.monotonic() < end and (number := next(numbers, None)) is not None:
-            reply = await client.ask(body=body(number) if callable(body) else body)
+            reply = await client.ask(body=body(number) if callable(body) else body, kind=kind)
             replies.append(reply)
             if until(reply):
                 break
@@ -87,7 +90,7 @@ def load(
         end = time.monotonic() + seconds
         await asyncio.wait_for(
             asyncio.gather(*(one(end) for _ in range(clients))),
-            None if seconds == float("inf") else seconds + 40,  # longer, and a request hangs
+            None if seconds == float("inf") else seconds + patience,  # longer, and one hangs
         )
 
     asyncio.run(everyone())

@@ -150,7 +150,8 @@ def test_memory_is_flat_over_ten_minutes(model_folder, tmp_path, capsys):
         bodies += [b"bad", bodies[0][:-30], encoded(smooth(900, 700)), bytes(200_000)]
         points, began = [], time.monotonic()
         while time.monotonic() - began < 600:
-            load(server.port, 4, seconds=5, pause=0.02, body=lambda n: bodies[n % len(bodies)])
+            next_body = lambda n: bodies[n % len(bodies)]  # noqa: E731
+            load(server.port, 4, seconds=5, pause=0.02, body=next_body, patience=500)
             for _ in range(20):
                 with server.open() as connection:
                     connection.sendall(

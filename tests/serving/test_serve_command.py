@@ -2,6 +2,8 @@
 
 import contextlib
 import json
+import re
+import shlex
 import shutil
 import socket
 from pathlib import Path
@@ -11,7 +13,7 @@ import pytest
 from tests.commands import call
 from tests.data.pictures import encoded, smooth
 from tests.export.small import CLASSES
-from tests.serving.running import command
+from tests.serving.running import ROOT, command
 from vitrail.kit.errors import Error
 from vitrail.serving.server import bound
 from vitrail.serving.settings import Settings
@@ -158,3 +160,24 @@ def test_graphs_are_served(runtime, model_folder, tmp_path):
     pytest.importorskip("onnxscript" if runtime == "onnx" else runtime)
     call("export", model_folder, "--to", runtime, "--no-check", "--out", tmp_path / "bundle")
     check_served(tmp_path / "bundle", tmp_path / "server", runtime)
+
+
+def test_the_examples_are_commands_that_there_are():
+    from vitrail.cli import VERBS
+    from vitrail.cli.parse import parsed
+
+    folder = ROOT / "examples" / "serving"
+    unit = (folder / "vitrail.service").read_text()
+    (start,) = re.findall(r"^ExecStart=\S+/vitrail serve (.*)$", unit, re.M)
+    (entry,) = re.findall(
+        r"^ENTRYPOINT (\[.*?\])$",
+        (folder / "Dockerfile").read_text().replace("\\\n", ""),
+        re.M | re.S,
+    )
+    _, verb, *words = json.loads(entry)
+    assert verb == "serve"
+    for given in (shlex.split(start), words):
+        call = parsed(VERBS["serve"], "serve", given)
+        assert call.keywords["token_file"].name == "token"
+    stop = int(re.findall(r"^TimeoutStopSec=(\d+)$", unit, re.M)[0])
+    assert stop > Settings().drain_seconds + Settings().notice_seconds + 2

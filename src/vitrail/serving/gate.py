@@ -130,7 +130,7 @@ class Passage:
             (b"x-request-id", self.id.encode()),
             (b"x-content-type-options", b"nosniff"),
         ]
-        if self._unread or self.service.draining:
+        if self._unread or self.service.closing:
             headers.append((b"connection", b"close"))
         if not self.gone and self.scope["path"] not in PROBES:
             self.service.metrics.answered(self.status, time.monotonic() - self.began)

@@ -11,7 +11,9 @@ import ipaddress
 import resource
 import signal
 import socket
+import time
 from collections.abc import Sequence
+from typing import Any
 
 import uvicorn
 from fastapi import APIRouter
@@ -26,7 +28,7 @@ from vitrail.serving.settings import Settings
 PACKAGES = ("fastapi", "uvicorn", "python_multipart", "prometheus_client")
 BACKLOG = 2048
 KEEP_ALIVE = 30  # seconds without a request after which a connection is closed
-GRACE = 0.2  # seconds for what was on its way when the server stopped listening
+GRACE = 1.0  # seconds for requests on their way when the server stopped listening
 
 
 def serve(settings: Settings, command: Sequence[str], routers: Sequence[APIRouter] = ()) -> int:
@@ -84,15 +86,44 @@ def bound(host: str, port: int, token: str | None) -> socket.socket:
 class _Server(uvicorn.Server):
     """uvicorn's, with our signals and a gentler end."""
 
+    def __init__(self, config: uvicorn.Config, service: Service, listener: socket.socket):
+        super().__init__(config)
+        self._service, self._listener = service, listener
+
     @contextlib.contextmanager
     def capture_signals(self):
         yield
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        self._service.closing = True  # from here on, an answer is a connection's last
+        self._accept_what_waits()
         for server in self.servers:
             server.close()
-        await asyncio.sleep(GRACE)
+        end = time.monotonic() + GRACE
+        while self.server_state.connections and time.monotonic() < end:
+            await asyncio.sleep(0.01)
         await super().shutdown(sockets)
+
+    def _accept_what_waits(self) -> None:
+        """Take the connections that the system made: it resets them when we stop listening."""
+        loop = asyncio.get_running_loop()
+        kind: Any = self.config.http_protocol_class
+
+        def made() -> asyncio.Protocol:
+            return kind(
+                config=self.config,
+                server_state=self.server_state,
+                app_state=self.lifespan.state,
+                _loop=loop,
+            )
+
+        self._last: list[asyncio.Task] = []
+        with contextlib.suppress(OSError):
+            while True:
+                connection, _ = self._listener.accept()
+                connection.setblocking(False)
+                call = loop.connect_accepted_socket(made, connection)
+                self._last.append(asyncio.create_task(call))
 
 
 async def _serve(
@@ -143,7 +174,9 @@ async def _until(
             backlog=BACKLOG,
             timeout_keep_alive=KEEP_ALIVE,
             timeout_graceful_shutdown=max(1, round(settings.drain_seconds)),
-        )
+        ),
+        service,
+        listener,
     )
     running = asyncio.create_task(server.serve([listener]))
     while not server.started:

@@ -29,6 +29,7 @@ class Service:
 
     Attributes:
         draining: whether a signal said that it is time to end.
+        closing: whether the server has stopped listening.
     """
 
     def __init__(self, settings: Settings, command: Sequence[str], log: Log | None = None):
@@ -44,7 +45,7 @@ class Service:
             stall=settings.stall_seconds,
             computed=self.metrics.computed,
         )
-        self.draining = False
+        self.draining = self.closing = False
         for gauge, value in {
             self.metrics.queue: lambda: self.line.held,
             self.metrics.ready: lambda: self.supervisor.ready,

@@ -21,7 +21,7 @@ from vitrail.serving import wire
 from vitrail.serving.line import Answer, Item, Line
 from vitrail.serving.logs import Log
 
-PAUSES = (0.0, 0.5, 1.0, 2.0, 5.0, 10.0)  # seconds before a worker that keeps dying is started
+PAUSES = (0.0, 0.5, 1.0, 2.0, 5.0, 10.0)  # seconds before one that dies unready is started again
 
 
 class Worker:
@@ -35,6 +35,7 @@ class Worker:
     def __init__(self, command: Sequence[str], room: int):
         ours, theirs = socket.socketpair()
         self._most, self.hand = room, dict[int, Item]()
+        self.sits = 0  # seconds, counted and not measured: a machine that was paused accuses nobody
         environment = {k: v for k, v in os.environ.items() if k != "VITRAIL_TOKEN"}
         with theirs:
             self.process = subprocess.Popen(
@@ -174,7 +175,7 @@ class Supervisor:
             finally:
                 self._bury(worker)
             code = worker.process.returncode
-            deaths = 0 if was_ready and time.monotonic() - began > 10 else deaths + 1
+            deaths = 0 if was_ready else deaths + 1
             if self._first is not None and self._first.done():
                 pid = worker.process.pid
                 self.log.say("worker_died", level="error", worker=place, pid=pid, status=code)
@@ -237,9 +238,9 @@ class Supervisor:
     async def _watch(self) -> None:
         while True:
             await asyncio.sleep(1)
-            for worker in self.line.carriers:
-                sits = isinstance(worker, Worker) and time.monotonic() - worker.sits_since()
-                if isinstance(worker, Worker) and sits > self.stall:
+            for worker in [one for one in self.line.carriers if isinstance(one, Worker)]:
+                worker.sits = worker.sits + 1 if time.monotonic() > worker.sits_since() else 0
+                if worker.sits > self.stall:
                     self.log.say("worker_stalled", level="error", pid=worker.process.pid)
                     worker.process.kill()
 

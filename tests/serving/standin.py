@@ -48,6 +48,9 @@ class Sleeper:
             os.abort()
         return np.frombuffer(data[:16].ljust(16, b"\0"), np.uint8)
 
+    def notes(self, data: bytes, extras: frozenset[str]) -> dict[str, np.ndarray]:
+        return {}
+
     def outputs(self, pixels: np.ndarray, extras: frozenset[str]) -> dict[str, np.ndarray]:
         texts = [bytes(row).rstrip(b"\0").decode("latin-1") for row in pixels]
         if self.trace:

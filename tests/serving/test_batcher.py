@@ -30,6 +30,9 @@ class Model:
             raise ZeroDivisionError
         return np.frombuffer(data[:8].ljust(8), np.uint8)
 
+    def notes(self, data: bytes, extras):
+        return {"note": np.frombuffer(data, np.uint8)}
+
     def outputs(self, pixels, extras):
         self.batches.append([bytes(row).decode().strip() for row in pixels])
         self.started.set()
@@ -162,6 +165,7 @@ def test_other_outputs_go_to_who_asked(running):
     wait_for(answers, 1)
     assert answers[1][2]["map"].tolist() == [[0, 1], [2, 3]]
     assert "unknown" not in answers[1][2]
+    assert answers[1][2]["note"].tobytes() == b"a"  # what is said of this one file
 
 
 def test_the_likeliest():

@@ -91,7 +91,7 @@ def test_a_token_from_a_file(tmp_path, monkeypatch):
     import vitrail.serving.server as server
 
     seen: list[Settings] = []
-    monkeypatch.setattr(server, "serve", lambda settings, command: seen.append(settings) or 0)
+    monkeypatch.setattr(server, "serve", lambda settings, *rest: seen.append(settings) or 0)
     (tmp_path / "token").write_text("from-a-file\n")
     call("serve", "m", "--token-file", tmp_path / "token")
     monkeypatch.setenv("VITRAIL_TOKEN", "from-outside")

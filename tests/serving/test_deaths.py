@@ -28,7 +28,7 @@ def test_a_killed_worker_is_started_again(serving):
     assert server.ready()
     for deaths in (1, 2):
         killed(server, b"picture")
-        assert server.metric("vitrail_worker_restarts_total") == deaths
+        assert server.metric("vitrail_worker_restarts") == deaths
     events = [entry["event"] for entry in server.log() if entry["event"].startswith("worker")]
     assert events == ["worker_ready", "worker_died"] * 2 + ["worker_ready"]
 

@@ -40,9 +40,9 @@ class Metrics:
         )
         self.queue = Gauge("vitrail_queue", "Pictures taken and not yet answered", **make)
         self.ready = Gauge("vitrail_workers_ready", "Workers that take pictures", **make)
-        self.restarts = Gauge("vitrail_worker_restarts_total", "Workers that died", **make)
+        self.restarts = Gauge("vitrail_worker_restarts", "Workers that died", **make)
         self.held = Gauge("vitrail_body_bytes", "Of request bodies held in memory", **make)
-        self.dropped = Gauge("vitrail_log_lines_dropped_total", "Nobody read the log", **make)
+        self.dropped = Gauge("vitrail_log_lines_dropped", "Nobody read the log", **make)
 
     def answered(self, status: int, seconds: float) -> None:
         """Count a request."""

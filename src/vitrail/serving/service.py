@@ -108,6 +108,8 @@ class Service:
         finally:
             leaving.cancel()
             self.line.abandon(items)
+        if gone or late:
+            self.metrics.pictures.labels("dropped").inc(len(items))
         if gone:
             raise Gone
         if late:

@@ -13,6 +13,7 @@ import socket
 import subprocess
 import sys
 import time
+import traceback
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -167,26 +168,36 @@ class Supervisor:
         deaths = 0
         while True:
             await asyncio.sleep(PAUSES[min(deaths, len(PAUSES) - 1)])
-            began = time.monotonic()
-            worker = Worker(self.command, self.room)
-            try:
-                was_ready = await self._serve(worker, place, began)
-                await worker.ended()
-            finally:
-                self._bury(worker)
-            code = worker.process.returncode
+            was_ready, end = await self._lifetime(place)
             deaths = 0 if was_ready else deaths + 1
             if self._first is not None and self._first.done():
-                pid = worker.process.pid
-                self.log.say("worker_died", level="error", worker=place, pid=pid, status=code)
+                self.log.say("worker_died", level="error", worker=place, **end)
                 self.restarts += 1
             elif self._first is not None and deaths >= 2:
+                said = " ".join(f"{name} {value}" for name, value in end.items())
                 self._first.set_exception(
-                    Error(f"the worker process died while it opened the model (status {code})")
+                    Error(f"the worker process died while it opened the model ({said})")
                 )
 
-    async def _serve(self, worker: Worker, place: int, began: float) -> bool:
+    async def _lifetime(self, place: int) -> tuple[bool, dict[str, Any]]:
+        """Of one worker: whether it ever was ready, and how it ended."""
+        was_ready = False
+        try:
+            worker = Worker(self.command, self.room)
+        except OSError as error:  # no memory, or too many processes: there may be some later
+            return False, {"reason": error.strerror}
+        try:
+            was_ready = await self._serve(worker, place)
+            await worker.ended()
+        except Exception:  # a fault of ours must not end the supervision
+            self.log.say("fault", level="error", traceback=traceback.format_exc())
+        finally:
+            self._bury(worker)
+        return was_ready, {"pid": worker.process.pid, "status": worker.process.returncode}
+
+    async def _serve(self, worker: Worker, place: int) -> bool:
         """Read a worker's frames until it is gone; whether it ever was ready."""
+        began = time.monotonic()
         reader = await worker.opened()
         with contextlib.suppress(EOFError, ConnectionError):
             head, _ = await wire.read(reader)

@@ -42,6 +42,7 @@ READ = {
     "cvt_mean": ("stages.2.blocks.1.attention", lambda a: a.mean(2).mean(1)),
     "t2t": (LAST, lambda a: a[:, :, 0, 1:].mean(1)),
     "t2t_transformer": (LAST, lambda a: a[:, :, 0, 1:].mean(1)),
+    "t2t_patches": (LAST, lambda a: a[:, :, 0, 1:].mean(1)),
     "pvt": ("stages.3.blocks.1.attention", lambda a: a[:, :, 0, 1:].mean(1)),
     "pvt_v2": ("stages.3.blocks.1.attention", lambda a: a.mean(2).mean(1)),
     "pvt_v2_linear": ("stages.3.blocks.1.attention", lambda a: a.mean(2).mean(1)),

@@ -44,6 +44,7 @@ FAMILIES = {
     "cvt_mean": ("cvt_13_224", {"pool": "mean", "position": "every"}),
     "t2t": ("t2t_vit_14", {}),
     "t2t_transformer": ("t2t_vit_t_14", {}),
+    "t2t_patches": ("t2t_vit_14", {"tokens": "patches"}),
     "pvt": ("pvt_tiny", {}),
     "pvt_v2": ("pvt_v2_b2", {}),
     "pvt_v2_linear": ("pvt_v2_b2_li", {}),

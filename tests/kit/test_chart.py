@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from tests.kit.reading import read
-from vitrail.kit.chart import Line, describe, heat_colors, line_chart
+from vitrail.kit.chart import Line, describe, heat_colors, interval_chart, line_chart
 
 
 def test_text_stays_text_and_dollars_are_no_mathematics():
@@ -95,3 +95,25 @@ def test_long_names_do_not_push_the_curves_out():
         warnings.simplefilter("error")  # matplotlib warns of axes without room
         svg = line_chart([Line(name, [0, 1], [0, 1]) for name in names], title="t")
     assert all(name in svg for name in names)
+
+
+def test_values_with_their_intervals_below_each_other():
+    rows = [
+        ("mean", 1.25, 0.5, 2.0),
+        ("attention & more", -3.0, -4.0, -2.0),
+        ("alone", 0.5, None, None),
+    ]
+    svg = interval_chart(rows, title="Differences", x_label="points")
+    texts = [element.text for element in read(svg) if element.tag == "text"]
+    assert {"mean", "attention & more", "alone", "points", "0"} <= set(texts)
+    label = re.search(r'aria-label="([^"]*)"', svg)[1]
+    assert "mean: +1.25 (+0.5 to +2)" in label
+    assert label.endswith("alone: +0.5.")
+    bars = [e for e in read(svg) if e.tag == "path" and "series-1" in e.attributes.get("style", "")]
+    ends = [[float(x) for x in re.findall(r"[ML] ([\d.]+) ", bar.attributes["d"])] for bar in bars]
+    long = [sorted(x) for x in ends if len(x) == 2]
+    assert len(long) == 2  # a bar for each interval, and none where there is none
+    assert long[1][1] < long[0][0], "below nothing lies to the left of above it"
+    assert svg == interval_chart(rows, title="Differences", x_label="points")
+    with pytest.raises(ValueError, match="at least one row"):
+        interval_chart([], title="t", x_label="x")

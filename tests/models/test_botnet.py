@@ -31,6 +31,8 @@ VARIANTS = {
     "absolute": {"position": "absolute"},
     "content only, not square": {"position": "none", "image_size": (50, 90)},
     "odd and not square": {"image_size": (72, 100), "in_channels": 1},
+    "convolutions": {"last_stage": "convolution"},
+    "gated convolutions": {**T, "last_stage": "convolution"},
 }
 
 
@@ -302,6 +304,18 @@ def test_blocks_of_convolutions_are_gated_in_the_t_models():
 # What a user may count on
 
 
+@torch.no_grad()
+def test_with_convolutions_in_the_last_stage_it_is_a_resnet():
+    model = small("convolutions")
+    fields = {name: SMALL[name] for name in SMALL}
+    resnet = from_config("resnet", fields).double()
+    resnet.load_state_dict(model.state_dict())  # the same names and shapes
+    assert difference(model(images_for(model)), resnet(images_for(model))) < TOLERANCE
+    attends = {name for name in small("BoT50").state_dict() if ".attn." in name}
+    assert attends
+    assert not attends & set(model.state_dict())
+
+
 def test_names():
     assert list_models("botnet*") == list(COUNTS)
     for written, name in {
@@ -321,6 +335,7 @@ def test_names():
 @pytest.mark.parametrize(
     ("fields", "sentence"),
     [
+        ({"last_stage": "convolutions"}, "did you mean 'convolution'"),
         ({"position": "relativ"}, "position cannot be 'relativ'; did you mean 'relative'"),
         ({"heads": 3}, "3 heads do not divide a width of 512"),
         ({"attention_stride": 3}, "attention_stride is 1 or 2, not 3"),

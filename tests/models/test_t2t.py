@@ -10,6 +10,7 @@ from vitrail.models.base import height_width
 from vitrail.models.cost import cost
 from vitrail.models.parts import drop_paths, set_drop_path_draws
 from vitrail.models.t2t import T2TConfig, T2TViT, sinusoids
+from vitrail.models.vit import PatchEmbed
 from vitrail.models.zoo import resolve
 
 TOLERANCE = 1e-11
@@ -30,6 +31,8 @@ VARIANTS = {
     "not square, grey": {"image_size": (48, 75), "in_channels": 1, "token_width": 16},
     "dropout": {"dropout": 0.1, "drop_path": 0.2, "activation": "quick_gelu", "qkv_bias": True},
     "no dropout, no head": {"token_dropout": 0.0, "num_classes": 0},
+    "patches": {"tokens": "patches"},
+    "patches, not square, grey": {"tokens": "patches", "image_size": (48, 83), "in_channels": 1},
 }
 
 
@@ -220,7 +223,7 @@ def test_layers_and_macs_are_those_of_the_model(name):
     meta = model.to("meta")
     images = torch.empty(1, meta.config.in_channels, *height_width(meta.image_size), device="meta")
     with FlopCounterMode(display=False) as counter, torch.no_grad():
-        meta(images)
+        meta(images, tape=Tape(only="normed"))  # of all tokens, as papers count
     assert counter.get_total_flops() == 2 * cost(model).macs
 
 
@@ -245,6 +248,22 @@ def test_activations_are_what_autograd_keeps(name):
 
 
 @torch.no_grad()
+def test_plain_patches_are_those_of_a_plain_vit():
+    """The projection of patches as the plain ViT's convolution has it; the rest is T2T-ViT's."""
+    model = random_model(tokens="patches", num_classes=0)
+    images, tape = images_for(model), Tape()
+    model(images, tape=tape)
+    plain = PatchEmbed(16, 3, 24).double()
+    project = model.tokens_to_token.project
+    plain.proj.weight.copy_(project.weight.unflatten(1, (3, 16, 16)))
+    plain.proj.bias.copy_(project.bias)
+    assert difference(tape["patches"], plain(images).flatten(2).transpose(1, 2)) < TOLERANCE
+    rest = {key for key in model.state_dict() if not key.startswith("tokens_to_token.")}
+    other = random_model(num_classes=0).state_dict()
+    assert rest == {key for key in other if not key.startswith("tokens_to_token.")}
+
+
+@torch.no_grad()
 @pytest.mark.parametrize("name", VARIANTS)
 def test_the_tape_changes_nothing_and_has_the_shapes_of_the_cost(name):
     model = random_model(**VARIANTS[name])
@@ -254,7 +273,9 @@ def test_the_tape_changes_nothing_and_has_the_shapes_of_the_cost(name):
     for key in tape:
         if key in named:
             assert named[key] == tuple(tape[key].shape[1:]), key
-    assert {"tokens.0.out", "tokens.1.out", "patches", "blocks.1.attention", "pooled"} <= set(tape)
+    between = set() if model.config.tokens == "patches" else {"tokens.0.out", "tokens.1.out"}
+    assert {*between, "patches", "blocks.1.attention", "pooled"} <= set(tape)
+    assert between == {key for key in tape if key.startswith("tokens.") and key.endswith(".out")}
     assert ("tokens.0.attention" in tape) == (model.config.tokens == "transformer")
 
 
@@ -370,6 +391,8 @@ def test_depths_for_layer_wise_rates():
         ({"tokens": "performers"}, "did you mean 'performer'"),
         ({"heads": 5}, "5 heads do not divide a width of 384"),
         ({"image_size": 2}, "3 pixels are the least"),
+        ({"image_size": 15, "tokens": "patches"}, "16 pixels are the least"),
+        ({"tokens": "patch"}, "did you mean 'patches'"),
         ({"depth": 0}, "depth must be at least 1"),
         ({"attention_scale": "full"}, "it is one of head, width"),
         ({"token_dropout": 1.0}, "from 0 up to 1"),

@@ -275,6 +275,28 @@ def test_only_offsets_tell_patches_apart_in_relative_attention():
         assert difference(model(moved), model(images)[:, order]) > 1e-3
 
 
+def test_relative_attention_moves_with_the_content():
+    """One key says 'look one place back': then every token is its neighbour, wherever it lies."""
+    config = small(position="relative", pool="none", class_token=False, depth=1)
+    model, tape = random_model(config), Tape()
+    n = 16
+    with torch.no_grad():
+        block = model.blocks[0]
+        for linear in (block.attn.qkv, block.attn.proj, block.mlp.fc2):
+            linear.weight.zero_()
+            linear.bias.zero_()
+        block.attn.qkv.bias[:48] = 1.0  # all queries are ones, all keys are nothing
+        block.attn.qkv.weight[96:] = torch.eye(48)  # values are the normed tokens
+        block.attn.proj.weight.copy_(torch.eye(48))
+        model.pos_embed_offset.zero_()
+        model.pos_embed_offset[0, n - 1 + 1] = 1000.0  # the offset is query - key
+        model(images_for(config), tape=tape)
+    normed = block.norm1(tape["embedded"])
+    moved = tape["blocks.0.out"] - tape["embedded"]
+    assert difference(moved[:, 1:], normed[:, :-1]) < TOLERANCE
+    assert difference(moved[:, :1], normed.mean(dim=1, keepdim=True)) < TOLERANCE
+
+
 FACE = {
     "distilled": {"distilled": True},
     "CLIP": {"pre_norm": True, "activation": "quick_gelu", "norm_eps": 1e-5},

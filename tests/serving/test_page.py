@@ -392,6 +392,29 @@ def test_an_answer_from_something_else_is_a_sentence_too(visit):
     expect(seen.page.locator("#list .problem")).to_have_text("The server answered with status 502.")
 
 
+@pytest.mark.parametrize(
+    ("gate", "words"),
+    [
+        (None, "not measured"),
+        ({"n": 1200, "exported_top1": 0.875}, "87.5 % right on 1,200 pictures"),
+        (
+            {"n": 64, "exported_top1": None, "exported_map": 0.75},  # of several labels
+            "mean average precision 75.0 % on 64 pictures",
+        ),
+    ],
+)
+def test_the_page_says_what_the_gate_measured(visit, gate, words):
+    seen = visit()
+
+    def measured(route):
+        answer = route.fetch()
+        route.fulfill(response=answer, json={**answer.json(), "gate": gate})
+
+    seen.page.route("**/v1/model", measured)
+    seen.page.reload()
+    expect(seen.page.locator("#facts")).to_contain_text(words)
+
+
 def test_a_token_is_asked_for_and_kept_in_memory_alone(visit):
     seen = visit(token=False)
     page, field = seen.page, seen.page.get_by_label("This server asks for a token")

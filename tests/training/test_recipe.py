@@ -25,6 +25,13 @@ def test_a_duration_in_steps(duration, steps):
     assert duration.steps(1_281_167, 1024, total=10_000) == steps
 
 
+def test_none_is_a_word_where_the_model_wants_one():
+    recipe = with_settings(Recipe(), {"model.position": "none", "model.layer_scale": "none"})
+    model = vitrail.create_model("vit_mu_patch7_28", 2, 28, **recipe.model.config)
+    assert model.config.position == "none"
+    assert model.config.layer_scale is None
+
+
 def test_percent_of_nothing_is_refused():
     with pytest.raises(Error, match="percentage of itself"):
         Duration(5, "percent").steps(100, 10)
@@ -100,6 +107,7 @@ def test_every_recipe_fits_any_amount_of_data(name, examples):
     recipe = RECIPES[name](situation)
     assert recipe.name == name
     assert recipe.duration.steps(examples, recipe.batch_size) >= 1
+    assert recipe.batch_size <= max(64, examples)  # no picture twice in a batch of a paper's
 
 
 def test_short_runs_on_small_pictures_are_not_augmented():

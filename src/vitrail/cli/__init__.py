@@ -32,6 +32,7 @@ from vitrail.cli.plan import plan
 from vitrail.cli.predict import predict
 from vitrail.cli.probe import probe
 from vitrail.cli.serve import serve
+from vitrail.cli.study import study
 from vitrail.cli.train import train
 from vitrail.cli.verify import verify
 from vitrail.kit.errors import Error, did_you_mean
@@ -59,6 +60,7 @@ VERBS: dict[str, Callable[..., int]] = {
     "verify": verify,
     "plan": plan,
     "compare": compare,
+    "study": study,
 }
 
 

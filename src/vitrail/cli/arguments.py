@@ -47,7 +47,30 @@ def gathered(argv: list[str]) -> list[str]:
         else:
             inside = first = False
             rest.append(word)
-    return [*rest, "--set", *settings] if settings else rest
+    rest = [*rest, "--set", *settings] if settings else rest
+    for flag in REPEATED:
+        rest = _joined(rest, flag)
+    return rest
+
+
+REPEATED = ("--axis", "--change")  # of `study`: flags of several words, which may come again
+
+
+def _joined(argv: list[str], flag: str) -> list[str]:
+    """All words behind a flag that comes several times, behind its first coming."""
+    if argv.count(flag) < 2:
+        return argv
+    found: list[str] = []
+    rest: list[str] = []
+    inside = False
+    for word in argv:
+        if word == flag or word.startswith("-"):
+            inside = word == flag
+        if inside and word != flag:
+            found.append(word)
+        elif not inside:
+            rest.append(word)
+    return [*rest, flag, *found]
 
 
 def again() -> str:

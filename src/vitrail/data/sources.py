@@ -7,7 +7,7 @@ say otherwise, sorted by the code points of their names ("10" before "2", "Z" be
 every machine and whatever the locale.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -25,11 +25,25 @@ from vitrail.data.table import SUFFIXES as TABLES
 from vitrail.data.table import list_table
 from vitrail.kit.errors import Error, did_you_mean, listing
 
-__all__ = ["ArraySource", "Example", "Source", "hold_out", "open_source", "open_splits"]
+__all__ = [
+    "ArraySource",
+    "Example",
+    "Source",
+    "hold_out",
+    "is_stream",
+    "open_source",
+    "open_splits",
+]
 
 DEMOS = {fashion.NAME: fashion.load}
 PIECES = {".tar": list_shards, ".parquet": list_parquet}
-Spec = str | Path | Source | tuple[np.ndarray, np.ndarray | Sequence[int] | Sequence[str]]
+Spec = (
+    str
+    | Path
+    | Source
+    | Mapping[str, Source]
+    | tuple[np.ndarray, np.ndarray | Sequence[int] | Sequence[str]]
+)
 
 
 def open_source(
@@ -90,8 +104,8 @@ def open_splits(
     Args:
         spec: a class folder, a CSV or JSONL file, tar shards or parquet files (a folder of them,
             a pattern such as ``shards/{000..012}.tar``, or one), ``hf:NAME``, ``demo:fashion``, a
-            source, or (images, labels) with images uint8 [n h w 3] or [n h w]. Data without
-            splits are all train.
+            source, sources by split, or (images, labels) with images uint8 [n h w 3] or [n h w].
+            Data without splits are all train.
         val_fraction: the share of every class of train that becomes val, if the data have no val
             of their own; 0: none is cut off.
         seed: of that cut.
@@ -119,6 +133,15 @@ def open_splits(
     return {split: splits[split] for split in ("train", "val", "test") if split in splits}
 
 
+def is_stream(spec: str) -> bool:
+    """Whether a spec asks for pictures in turn (``hf:NAME?stream=1``).
+
+    Raises:
+        Error: an option that is none.
+    """
+    return spec.startswith("hf:") and parse(spec).stream
+
+
 def hold_out(splits: dict[str, Source], fraction: float, seed: int) -> dict[str, Source]:
     """The splits with a share of every class of train as val, where the data have no val."""
     if "val" in splits or "train" not in splits:
@@ -136,6 +159,11 @@ def _found(
 ) -> dict[str, Source]:
     if isinstance(spec, Source):
         return {"train": spec if classes is None else spec.with_classes(classes)}
+    if isinstance(spec, Mapping):
+        return {
+            split: source if classes is None else source.with_classes(classes)
+            for split, source in spec.items()
+        }
     if isinstance(spec, tuple):
         return {"train": ArraySource(*spec, classes=classes)}
     name = str(spec)

@@ -6,6 +6,8 @@ The normalisation of the pixels lies in the patch embedding where that does not 
 that they do not know is simply normalised in front. The model itself is left alone.
 """
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -26,7 +28,9 @@ LUMA = (0.299, 0.587, 0.114)  # as `Preprocessing.normalize` has it
 
 
 def fold(
-    model: ImageClassifier, size: int | tuple[int, int] | None = None
+    model: ImageClassifier,
+    size: int | tuple[int, int] | None = None,
+    transformer: "Callable[..., FoldedTransformer] | None" = None,
 ) -> "Folded | FoldedTransformer":
     """A module from uint8 pictures [b h w c] to logits [b k], equal to the model's to rounding.
 
@@ -38,6 +42,7 @@ def fold(
     Args:
         model: any model of the zoo; it is not changed.
         size: pixels, or (height, width), of the pictures; None takes the model's own.
+        transformer: makes the module of a plain ViT or hybrid; None for `FoldedTransformer`.
 
     Raises:
         Error: a size that the model cannot take, or a model whose channels are not the pictures'.
@@ -56,7 +61,8 @@ def fold(
     last_block(copied)
     steps.portable_parts(copied, own)
     if isinstance(copied, VisionTransformer):
-        folded: Folded | FoldedTransformer = FoldedTransformer(copied, own, pixels)
+        make = transformer or FoldedTransformer
+        folded: Folded | FoldedTransformer = make(copied, own, pixels)
     else:
         folded = Folded(copied, own, pixels)
     for parameter in folded.parameters():

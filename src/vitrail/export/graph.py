@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
+from vitrail.export.names import ATTENTION, INPUT, OPSET, OUTPUTS
 from vitrail.kit.extras import needed
 from vitrail.models.tape import Tape
 
@@ -26,25 +27,32 @@ if TYPE_CHECKING:
     from vitrail.export.attention import AttentionView
     from vitrail.export.fold import Folded, FoldedTransformer
 
-INPUT, OUTPUTS, ATTENTION = "images", ("logits", "probabilities"), "attention"
-OPSET = 20  # the first with GELU as an operation of its own
-
 
 class WithProbabilities(nn.Module):
     """A folded model and the softmax of its logits over a temperature; with a view its attention.
 
-    It makes the tape itself, because `torch.export` takes none as an argument.
+    Where a picture may have several labels, a sigmoid: each has a probability of its own. The tape
+    is made here, because `torch.export` takes none as an argument.
     """
 
-    def __init__(self, folded: nn.Module, temperature: float, view: "AttentionView | None" = None):
+    def __init__(
+        self,
+        folded: nn.Module,
+        temperature: float,
+        view: "AttentionView | None" = None,
+        *,
+        several: bool = False,
+    ):
         super().__init__()
         self.folded, self.temperature, self.view = folded, temperature, view
+        self.several = several
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
         """uint8 [b h w 3] to logits and probabilities [b k], and attention [b rows columns]."""
         tape = None if self.view is None else Tape(only=self.view.name)
         logits = self.folded(images) if tape is None else self.folded(images, tape)
-        made = logits, (logits / self.temperature).softmax(dim=-1)
+        scaled = logits / self.temperature
+        made = logits, scaled.sigmoid() if self.several else scaled.softmax(dim=-1)
         if self.view is None or tape is None:
             return made
         return (*made, self.view.read(tape[self.view.name]))
@@ -54,14 +62,17 @@ def program_of(
     folded: "Folded | FoldedTransformer",
     temperature: float = 1.0,
     view: "AttentionView | None" = None,
+    *,
+    several: bool = False,
 ) -> torch.export.ExportedProgram:
     """The traced program of a folded model (`fold.fold`), for any batch size.
 
-    With a view (`attention.attention_view`) it gives the map of attention too.
+    With a view (`attention.attention_view`) it gives the map of attention too; `several` says that
+    a picture may have several labels.
     """
     height, width = folded.size
     images = torch.zeros(2, height, width, 3, dtype=torch.uint8)
-    whole = WithProbabilities(folded, temperature, view).cpu().eval()
+    whole = WithProbabilities(folded, temperature, view, several=several).cpu().eval()
     shapes = ({0: torch.export.Dim("batch", min=1)},)
     with quiet():
         return torch.export.export(whole, (images,), dynamic_shapes=shapes)

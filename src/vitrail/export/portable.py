@@ -49,7 +49,9 @@ class RelativeAttention(nn.Module):
         self.qkv, self.proj = part.qkv, part.proj
         self.heads, self.scale = part.heads, part.scale
 
-    def forward(self, x: Tensor, tape: Tape | None, offset_keys: Tensor) -> Tensor:
+    def forward(
+        self, x: Tensor, tape: Tape | None, offset_keys: Tensor, rows: None = None
+    ) -> Tensor:
         """[b n d] to [b n d]; records ``attention`` [b h n n]."""
         split = self.qkv(x).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
         query, key, value = split.unbind(0)

@@ -17,7 +17,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from vitrail.export.graph import INPUT, quiet
+from vitrail.export.graph import quiet
+from vitrail.export.names import INPUT
 from vitrail.export.reading import LastBlock
 from vitrail.kit.extras import needed
 from vitrail.models.cvt import CvTBlock

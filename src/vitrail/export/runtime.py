@@ -7,20 +7,24 @@ where the processor has it, which moves logits in the second digit.
 """
 
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
-import torch
 
-from vitrail.export.attention import AttentionView, attention_view
 from vitrail.export.bundle import GRAPHS, Manifest
-from vitrail.export.graph import ATTENTION, INPUT
+from vitrail.export.names import ATTENTION, INPUT
 from vitrail.kit.errors import Error
 from vitrail.kit.extras import needed
-from vitrail.models.base import ImageClassifier
-from vitrail.models.tape import Tape
+
+if TYPE_CHECKING:  # a graph runs without torch, and without the memory that it takes
+    import torch
+
+    from vitrail.export.attention import AttentionView
+    from vitrail.models.base import ImageClassifier
+    from vitrail.models.tape import Tape
 
 WITHOUT = "this bundle gives no map of attention: export the model again with --attention"
+MERGED = f"{WITHOUT} and without --merge-tokens"
 
 
 class Runtime(Protocol):
@@ -46,7 +50,9 @@ class Runtime(Protocol):
 class TorchRuntime:
     """A live model, with its own preprocessing."""
 
-    def __init__(self, model: ImageClassifier, device: torch.device):
+    def __init__(self, model: "ImageClassifier", device: "torch.device"):
+        from vitrail.export.attention import attention_view
+
         self.model, self.device = model.to(device).eval(), str(device)
         self.view: AttentionView | None = None
         try:
@@ -65,17 +71,50 @@ class TorchRuntime:
         Raises:
             Error: the model has none.
         """
+        from vitrail.models.tape import Tape
+
         if self.view is None:
             raise Error(self.blind)
         tape = Tape(only=self.view.name)
         logits = self._run(images, tape)
         return logits, self.view.read(tape[self.view.name]).float().cpu().numpy()
 
-    def _run(self, images: np.ndarray, tape: Tape | None) -> np.ndarray:
+    def _run(self, images: np.ndarray, tape: "Tape | None") -> np.ndarray:
+        import torch
+
         with torch.inference_mode():
             batch = torch.from_numpy(images).to(self.device)
             floats = self.model.preprocessing.normalize(batch)
             return self.model(floats, tape=tape).float().cpu().numpy()
+
+
+class MergingRuntime:
+    """A live model that merges tokens in each block (`merging`).
+
+    It gives no map of attention: merged tokens have no place in the picture.
+    """
+
+    attends = False
+
+    def __init__(self, model: "ImageClassifier", tokens: int, device: str):
+        from vitrail.export.merging import fold_merging
+
+        self.folded, self.device = fold_merging(model, tokens).to(device), device
+
+    def logits(self, images: np.ndarray) -> np.ndarray:
+        """uint8 [b h w 3] to float32 [b k]."""
+        import torch
+
+        with torch.inference_mode():
+            return self.folded(torch.from_numpy(images).to(self.device)).float().cpu().numpy()
+
+    def with_attention(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """There is none.
+
+        Raises:
+            Error: always.
+        """
+        raise Error(MERGED)
 
 
 class OnnxRuntime:

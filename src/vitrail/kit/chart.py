@@ -52,6 +52,7 @@ class Line:
         dots: mark every point; for a handful of measurements rather than a dense curve.
         best: ring one point, the "highest" or the "lowest"; none by default.
         low, high: as many as y: a band around the line; none by default.
+        joined: whether the points are joined; else they are dots alone.
     """
 
     name: str
@@ -61,6 +62,7 @@ class Line:
     best: str = ""
     low: Sequence[float] = ()
     high: Sequence[float] = ()
+    joined: bool = True
 
 
 def line_chart(
@@ -70,6 +72,9 @@ def line_chart(
     x_label: str = "step",
     percent: bool = False,
     log_x: bool = False,
+    log_y: bool = False,
+    x_format: str = ",.0f",
+    x_ticks: Sequence[float] = (),
     size: tuple[int, int] = (440, 260),
 ) -> str:
     """Draw one to eight lines over one pair of axes.
@@ -78,6 +83,9 @@ def line_chart(
         title: says what is drawn, for a screen reader; the page prints its own caption.
         percent: y is a share 0..1 and is labelled in per cent.
         log_x: equal ratios of x lie equally far apart; the first line's x are labelled.
+        log_y: equal ratios of y lie equally far apart.
+        x_format: how the labels of x are written.
+        x_ticks: which x may be labelled under ``log_x``, in place of the first line's.
         size: (width, height) in the units of the SVG; the page scales it.
 
     Returns:
@@ -102,20 +110,28 @@ def line_chart(
         axes = figure.add_subplot()
         _draw(axes, lines)
         _dress(axes, x_label, percent, columns=_legend_columns(lines, size[0]))
+        if log_y:
+            _ratios_of_y(axes, percent)
         if log_x:
-            _spread_ratios(axes, lines[0].x)
+            _spread_ratios(axes, x_ticks or lines[0].x, x_format)
+        elif x_format != ",.0f":
+            from matplotlib.ticker import FuncFormatter, MaxNLocator
+
+            axes.xaxis.set_major_locator(MaxNLocator(5))
+            axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: format(x, x_format)))
         written = io.StringIO()
         nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
         figure.savefig(written, format="svg", metadata=nothing, transparent=True)
-    return _inline(written.getvalue(), f"{title}. {describe(lines, percent)}")
+    return _inline(written.getvalue(), f"{title}. {describe(lines, percent, x_format)}")
 
 
-def describe(lines: Sequence[Line], percent: bool = False) -> str:
+def describe(lines: Sequence[Line], percent: bool = False, x_format: str = ",.0f") -> str:
     """Where each line begins and ends, in words, for those who cannot see it."""
 
     def words(point: tuple[float, float]) -> str:
         x, y = point
-        return f"{100 * y:.1f} % at {x:,.0f}" if percent else f"{y:.3g} at {x:,.0f}"
+        at = format(x, x_format)
+        return f"{100 * y:.1f} % at {at}" if percent else f"{y:.3g} at {at}"
 
     told = []
     for line in lines:
@@ -162,7 +178,8 @@ def _draw(axes: Any, lines: Sequence[Line]) -> None:
         marks = {"marker": "o", "markersize": 3.5} if line.dots else {}
         # Without an end a name would push the curves out of the picture; $ begins no formula.
         label = textwrap.shorten(line.name, LONGEST_NAME, placeholder="...").replace("$", r"\$")
-        axes.plot(x, y, color=color, linestyle=dash, linewidth=1.6, label=label, **marks)
+        style = dash if line.joined else ""
+        axes.plot(x, y, color=color, linestyle=style, linewidth=1.6, label=label, **marks)
         if len(line.low):
             axes.fill_between(x, line.low, line.high, color=color, alpha=0.16, linewidth=0)
         if line.best and np.isfinite(y).any():
@@ -171,7 +188,17 @@ def _draw(axes: Any, lines: Sequence[Line]) -> None:
             axes.plot(x[at], y[at], color=color, linestyle="", **ring)
 
 
-def _spread_ratios(axes: Any, ticks: Sequence[float]) -> None:
+def _ratios_of_y(axes: Any, percent: bool) -> None:
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+    axes.set_yscale("log")
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 4, 5, 7)))
+    axes.yaxis.set_minor_formatter(NullFormatter())
+    written = (lambda y, _: f"{100 * y:.3g} %") if percent else (lambda y, _: f"{y:.3g}")
+    axes.yaxis.set_major_formatter(FuncFormatter(written))
+
+
+def _spread_ratios(axes: Any, ticks: Sequence[float], x_format: str = ",.0f") -> None:
     from matplotlib.ticker import FuncFormatter, NullLocator
 
     axes.set_xscale("log")
@@ -181,9 +208,10 @@ def _spread_ratios(axes: Any, ticks: Sequence[float]) -> None:
     for tick in sorted(ticks, reverse=True):
         if not shown or shown[-1] / tick >= apart:
             shown.append(tick)
+    # A tick at every point of a dense curve would be too many: those above suffice.
     axes.set_xticks(shown)
     axes.xaxis.set_minor_locator(NullLocator())
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:,.0f}"))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: format(x, x_format)))
 
 
 def _legend_columns(lines: Sequence[Line], width: int) -> int:
@@ -234,3 +262,67 @@ def _inline(svg: str, label: str) -> str:
     svg = re.sub("#0[0-9a-f]{5}", lambda color: _THEME.get(color[0], color[0]), svg)
     svg = re.sub(r"\s*\n\s*", "\n", svg).strip()
     return svg.replace("<svg", f'<svg role="img" aria-label="{html.escape(label)}"', 1)
+
+
+def interval_chart(
+    rows: Sequence[tuple[str, float, float | None, float | None]],
+    *,
+    title: str,
+    x_label: str,
+    width: int = 440,
+) -> str:
+    """Draw values below each other, each with its interval, beside a line at nothing.
+
+    Args:
+        rows: name, value, and the ends of its interval, None for none; from the top down.
+        title: says what is drawn, for a screen reader; the page prints its own caption.
+        x_label: what the values are, and in what.
+        width: in the units of the SVG; the height follows from the rows.
+
+    Returns:
+        An ``<svg>`` element as text, to be put into a page by `page.Blocks.charts`.
+    """
+    if not rows:
+        raise ValueError("a chart of intervals holds at least one row")
+    with _matplotlib() as matplotlib:
+        from matplotlib.backends.backend_svg import FigureCanvasSVG
+        from matplotlib.figure import Figure
+        from matplotlib.ticker import FuncFormatter, MaxNLocator
+
+        matplotlib.rcParams.update(
+            {
+                "svg.fonttype": "none",
+                "svg.hashsalt": title,
+                "font.size": 12,
+                "font.family": "DejaVu Sans",
+            }
+        )
+        height = 60 + 26 * len(rows)
+        figure = Figure(figsize=(width / 72, height / 72), dpi=72, layout="constrained")
+        FigureCanvasSVG(figure)
+        axes = figure.add_subplot()
+        for place, (_, value, low, high) in enumerate(rows):
+            if low is not None and high is not None:
+                axes.plot([low, high], [place, place], color=_SERIES[0], linewidth=1.6)
+            axes.plot([value], [place], color=_SERIES[0], marker="o", markersize=6)
+        axes.axvline(0, color=_QUIET, linewidth=0.8)
+        axes.spines[["top", "right", "left"]].set_visible(False)
+        axes.spines["bottom"].set_color(_FAINT)
+        axes.grid(axis="x", color=_FAINT, linewidth=0.8)
+        axes.set_axisbelow(True)
+        axes.tick_params(colors=_QUIET, length=0, pad=5)
+        axes.set_ylim(len(rows) - 0.5, -0.5)
+        names = [textwrap.shorten(name, LONGEST_NAME, placeholder="...") for name, *_ in rows]
+        axes.set_yticks(range(len(rows)), [name.replace("$", r"\$") for name in names])
+        axes.margins(x=0.06)
+        axes.xaxis.set_major_locator(MaxNLocator(5))
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:+.3g}" if x else "0"))
+        axes.set_xlabel(x_label, color=_QUIET)
+        written = io.StringIO()
+        nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
+        figure.savefig(written, format="svg", metadata=nothing, transparent=True)
+    told = "; ".join(
+        f"{name}: {value:+.3g}" + ("" if low is None else f" ({low:+.3g} to {high:+.3g})")
+        for name, value, low, high in rows
+    )
+    return _inline(written.getvalue(), f"{title}. {told}.")

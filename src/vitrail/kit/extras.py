@@ -1,4 +1,4 @@
-"""Optional extras: whether their packages are there, told before any work is done."""
+"""Optional packages: asked for where they are used, with the command that installs them."""
 
 import importlib.util
 

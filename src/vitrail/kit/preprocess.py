@@ -10,13 +10,15 @@ import dataclasses
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 from PIL import Image
 
 from vitrail.kit.errors import Error, did_you_mean
+
+if TYPE_CHECKING:  # `geometry` must not bring torch: a bundle runs without it
+    import torch
 
 INTERPOLATIONS = {
     "nearest": Image.Resampling.NEAREST,
@@ -74,8 +76,10 @@ class Preprocessing:
         if not isinstance(self.crop, (int, float)) or not 0 < self.crop <= 1:
             raise Error(f"crop is a share between 0 and 1, not {self.crop}")
 
-    def __call__(self, image: Image.Image | np.ndarray) -> torch.Tensor:
+    def __call__(self, image: Image.Image | np.ndarray) -> "torch.Tensor":
         """One picture, as for `geometry`, to float32 [c h w], resized and normalised."""
+        import torch
+
         # Copied, because torch warns of arrays that it may not write to.
         return self.normalize(torch.tensor(self.geometry(image))[None])[0]
 
@@ -144,7 +148,7 @@ class Preprocessing:
         scale = MARGIN * (min(scales) if self.fit == "letterbox" else max(scales))
         return math.ceil(min(width, height) * scale - 1e-6) if scale < 1 else None
 
-    def normalize(self, images: torch.Tensor) -> torch.Tensor:
+    def normalize(self, images: "torch.Tensor") -> "torch.Tensor":
         """A batch of uint8 [b h w 3] to float32 [b c h w] with this mean and std.
 
         A single mean and deviation are those of a grey model: colours become their luma (ITU-R
@@ -153,6 +157,8 @@ class Preprocessing:
         Raises:
             Error: a model of some other number of channels than 1 and 3.
         """
+        import torch
+
         if len(self.mean) != images.shape[-1]:
             if len(self.mean) != 1 or images.shape[-1] != 3:
                 raise Error(

@@ -225,6 +225,8 @@ def checked_config(kind: type, values: Mapping[str, Any]) -> Any:
             another type than the field's.
     """
     known: dict[str, Any] = {field.name: field.type for field in dataclasses.fields(kind)}
+    # A command line's ``none`` is nothing, but for a field that is a word: there it is that word.
+    values = {k: "none" if v is None and known.get(k) is str else v for k, v in values.items()}
     for name, value in values.items():
         if name not in known:
             near = did_you_mean(name, known) or "; it has " + ", ".join(known)

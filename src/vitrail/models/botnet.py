@@ -8,6 +8,7 @@ ends in an activation, as in the authors' published block. In the T-models convo
 squeeze-and-excitation and the activation is SiLU. The authors published no weights; names are the
 ResNet's, with ``attn.{qkv,rel_height,rel_width}`` or ``attn.{abs_height,abs_width}`` in the place
 of ``conv2`` and ``se.{fc1,fc2}``. Any picture size: tables are resized linearly along their axis.
+With ``last_stage="convolution"`` it is the ResNet that BoTNet is compared with, weight for weight.
 """
 
 from dataclasses import dataclass
@@ -26,6 +27,7 @@ from vitrail.models.stages import stage_stride, stage_strides
 from vitrail.models.tape import Tape, record
 
 POSITIONS = ("relative", "absolute", "none")
+LAST_STAGES = ("attention", "convolution")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,6 +35,7 @@ class BoTNetConfig(ResNetConfig):
     """A BoTNet, whole; see `ResNetConfig` for the rest.
 
     Args:
+        last_stage: whether it has ``attention``, or is a ResNet's by ``convolution`` too.
         heads: of the attention in the last stage.
         attention_stride: of the last stage: 2, or 1 for the paper's S1 variants.
         position: ``relative``, or the paper's ablations: ``absolute`` adds one table a direction
@@ -41,6 +44,7 @@ class BoTNetConfig(ResNetConfig):
             convolution block; 0 for none.
     """
 
+    last_stage: str = "attention"
     heads: int = 4
     attention_stride: int = 2
     position: str = "relative"
@@ -48,9 +52,11 @@ class BoTNetConfig(ResNetConfig):
 
     def __post_init__(self):
         super().__post_init__()
-        if self.position not in POSITIONS:
-            near = did_you_mean(self.position, POSITIONS) or f"; one of {', '.join(POSITIONS)}"
-            raise Error(f"position cannot be {self.position!r}{near}")
+        for name, known in (("position", POSITIONS), ("last_stage", LAST_STAGES)):
+            word = getattr(self, name)
+            if word not in known:
+                near = did_you_mean(word, known) or f"; one of {', '.join(known)}"
+                raise Error(f"{name} cannot be {word!r}{near}")
         if self.heads < 1 or self.widths[-1] // 4 % self.heads:
             raise Error(f"{self.heads} heads do not divide a width of {self.widths[-1] // 4}")
         if self.attention_stride not in (1, 2):
@@ -59,6 +65,10 @@ class BoTNetConfig(ResNetConfig):
             raise Error(f"squeeze is a share from 0 to 1, not {self.squeeze}")
         if len(self.depths) < 2:
             raise Error("a BoTNet has a stage of convolutions before that of attention")
+
+    def attends(self, stage: int) -> bool:
+        """Whether a stage's blocks have attention."""
+        return stage == len(self.depths) - 1 and self.last_stage == "attention"
 
     def stride(self, stage: int, index: int) -> int:
         """The stride of a block."""
@@ -229,7 +239,7 @@ class BoTNet(ResNet):
         c = cast(BoTNetConfig, self.config)
         stride = c.stride(stage, index)
         rest = {"drop_path": drop_path, "activation": c.activation, "norm_eps": c.norm_eps}
-        if stage == len(c.depths) - 1:
+        if c.attends(stage):
             grid = c.grids(height_width(c.image_size))[index]
             return AttentionBottleneck(channels, stride, c.heads, grid, c.position, **rest)
         if c.squeeze:

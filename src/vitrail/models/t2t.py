@@ -3,10 +3,11 @@
 Patches are not cut: three times the picture is unfolded into overlapping windows (7 pixels every
 4, then twice 3 every 2), and between the unfoldings the tokens attend to each other in 64 numbers
 each, by a Performer (attention through 32 fixed random features) or by a plain Transformer. The
-residual of these two blocks comes from the values, because the widths differ. Then a deep and
-narrow ViT, whose positions are a fixed table of sines. Names and numerics are the authors'
-(yitu-opensource/T2T-ViT); their released files were trained with attention scaled by the full
-width, while their code trains a new model with the usual scale: `attention_scale`.
+residual of these two blocks comes from the values, because the widths differ. (For comparison,
+plain patches can be projected instead.) Then a deep and narrow ViT, whose positions are a fixed
+table of sines. Names and numerics are the authors' (yitu-opensource/T2T-ViT); their released files
+were trained with attention scaled by the full width, while their code trains a new model with the
+usual scale: `attention_scale`.
 """
 
 import math
@@ -25,10 +26,11 @@ from vitrail.models.tape import Tape, inside, record
 
 Grid = tuple[int, int]
 
-# kernel, stride and padding of the three unfoldings
-SPLITS = ((7, 4, 2), (3, 2, 1), (3, 2, 1))
+# kernel, stride and padding of the three unfoldings, or of the one into patches
+OVERLAPPING = ((7, 4, 2), (3, 2, 1), (3, 2, 1))
+UNFOLDINGS = {"performer": OVERLAPPING, "transformer": OVERLAPPING, "patches": ((16, 16, 0),)}
 CHOICES = {
-    "tokens": ("performer", "transformer"),
+    "tokens": tuple(UNFOLDINGS),
     "activation": tuple(ACTIVATIONS),
     "attention_scale": ("head", "width"),
 }
@@ -41,7 +43,7 @@ class T2TConfig:
     Args:
         depth, width, heads, mlp_width: of the backbone.
         tokens: how the tokens attend to each other between the unfoldings, ``performer`` or
-            ``transformer`` (the T2T-ViT_t models).
+            ``transformer`` (the T2T-ViT_t models); or ``patches`` of 16 pixels, without any of it.
         token_width: their width there.
         token_dropout: a Performer's dropout, after its projection and its MLP.
         num_classes: k; 0 for no head.
@@ -98,11 +100,12 @@ class T2TConfig:
         """
         size = height_width(self.image_size) if size is None else size
         grids, sides = [], list(size)
-        for kernel, stride, padding in SPLITS:
+        for kernel, stride, padding in UNFOLDINGS[self.tokens]:
             sides = [(side + 2 * padding - kernel) // stride + 1 for side in sides]
             if min(sides) < 1:
+                least = kernel if self.tokens == "patches" else 3
                 raise Error(
-                    f"pictures of {size[0]}x{size[1]} are too small: 3 pixels are the least"
+                    f"pictures of {size[0]}x{size[1]} are too small: {least} pixels are the least"
                 )
             grids.append((sides[0], sides[1]))
         return grids
@@ -110,8 +113,9 @@ class T2TConfig:
     @property
     def splits(self) -> list[int]:
         """The width of the tokens after each unfolding."""
-        channels = (self.in_channels, self.token_width, self.token_width)
-        return [c * kernel**2 for c, (kernel, _, _) in zip(channels, SPLITS, strict=True)]
+        unfoldings = UNFOLDINGS[self.tokens]
+        channels = [self.in_channels, *[self.token_width] * (len(unfoldings) - 1)]
+        return [c * kernel**2 for c, (kernel, _, _) in zip(channels, unfoldings, strict=True)]
 
 
 class TokenPerformer(nn.Module):
@@ -211,10 +215,15 @@ class TokensToToken(nn.Module):
                 return TokenTransformer(width, c.token_width, c.norm_eps)
             return TokenPerformer(width, c.token_width, c.token_dropout, c.norm_eps)
 
-        first, second, third = c.splits
-        self.attention1 = block(first)
-        self.attention2 = block(second)
-        self.project = nn.Linear(third, c.width)
+        *between, last = c.splits
+        for i, width in enumerate(between, 1):
+            self.add_module(f"attention{i}", block(width))
+        self.project = nn.Linear(last, c.width)
+
+    @property
+    def blocks(self) -> list[nn.Module]:
+        """What stands between the unfoldings, in order."""
+        return [part for part in self.children() if part is not self.project]
 
 
 class T2TViT(ImageClassifier):
@@ -275,25 +284,31 @@ class T2TViT(ImageClassifier):
 
     def features(self, images: Tensor, tape: Tape | None = None) -> Tensor:
         """Images float [b c h w] to [b d], what the head sees."""
-        return record(tape, "pooled", self.encode(images, tape)[:, 0])
+        rows = 1 if tape is None else None  # nobody sees the last block's other tokens
+        return record(tape, "pooled", self.encode(images, tape, rows)[:, 0])
 
-    def encode(self, images: Tensor, tape: Tape | None = None) -> Tensor:
-        """Images float [b c h w] to the last block's tokens [b 1+n d], normed."""
+    def encode(self, images: Tensor, tape: Tape | None = None, rows: int | None = None) -> Tensor:
+        """Images float [b c h w] to the last block's tokens [b 1+n d], normed.
+
+        With ``rows`` to the first so many of them.
+        """
         patches = record(tape, "patches", self.tokenize(images, tape))
         x = torch.cat([self.cls_token.expand(patches.shape[0], -1, -1), patches], dim=1)
         x = record(tape, "embedded", self.pos_drop(x + self.positions(x.shape[1])))
         for i, block in enumerate(self.blocks):
-            x = self.through(block, x, inside(tape, f"blocks.{i}"))
+            wanted = rows if i == len(self.blocks) - 1 else None
+            x = self.through(block, x, inside(tape, f"blocks.{i}"), None, wanted)
         return record(tape, "normed", self.norm(x))
 
     def tokenize(self, images: Tensor, tape: Tape | None = None) -> Tensor:
         """Images float [b c h w] to tokens [b n d] without positions."""
         part, picture = self.tokens_to_token, images
         grids = self.config.grids((images.shape[-2], images.shape[-1]))
-        for i, block in enumerate((part.attention1, part.attention2)):
-            x = self.through(block, unfold(picture, i), inside(tape, f"tokens.{i}"))
+        *between, last = UNFOLDINGS[self.config.tokens]
+        for i, (block, unfolding) in enumerate(zip(part.blocks, between, strict=True)):
+            x = self.through(block, unfold(picture, unfolding), inside(tape, f"tokens.{i}"))
             picture = x.transpose(1, 2).unflatten(2, grids[i])
-        return part.project(unfold(picture, 2))
+        return part.project(unfold(picture, last))
 
     def positions(self, tokens: int) -> Tensor:
         """The fixed table for so many tokens, [1 tokens d]."""
@@ -325,9 +340,9 @@ class T2TViT(ImageClassifier):
         return 0 if parameter.startswith(embeddings) else self.layers
 
 
-def unfold(picture: Tensor, split: int) -> Tensor:
-    """Cut [b c h w] into overlapping windows [b n c*kernel*kernel], channels first."""
-    kernel, stride, padding = SPLITS[split]
+def unfold(picture: Tensor, unfolding: tuple[int, int, int]) -> Tensor:
+    """Cut [b c h w] into windows [b n c*kernel*kernel], channels first."""
+    kernel, stride, padding = unfolding
     return F.unfold(picture, kernel, stride=stride, padding=padding).transpose(1, 2)
 
 

@@ -153,7 +153,7 @@ def over_rates(
         try:
             tried[rate] = _on_val(train(**{**given, **trial}))
         except Error as error:
-            if not _diverged(trial["out"]):
+            if not diverged(trial["out"]):
                 raise
             display.say(f"rate {rate:g} is left out: {error}")
     if not tried:
@@ -176,7 +176,7 @@ def _on_val(run: Run) -> float:
     return 0.0 if score is None else score
 
 
-def _diverged(folder: Path) -> bool:
+def diverged(folder: Path) -> bool:
     """Whether a run ended because its steps were not finite: its last record is one of those."""
     records = list(Records(folder / "metrics.jsonl").read())
     return bool(records) and records[-1]["kind"] == "skip"

@@ -90,6 +90,7 @@ def finish(
     data: Mapping[str, Any],
     command: str,
     record: Mapping[str, Any] | None = None,
+    report: bool = True,
 ) -> Run:
     """Measure the final weights, write the model folder and the report, and record the end.
 
@@ -100,6 +101,7 @@ def finish(
         data: what it learned from, for the folder and the report.
         command: to be shown as the way to go on.
         record: more facts for the model folder.
+        report: whether to write the page.
     """
     state, output, progress = session.state, session.output, session.state.progress
     recipe, workers = state.recipe, session.options.workers
@@ -130,13 +132,14 @@ def finish(
             "best": {"step": progress.best_step, "val": _best(session)},
             "ledger": ledger.to_json(),
             "skipped": progress.skipped,
-            "several_labels": session.data.train.labels.ndim == 2,
+            "several_labels": session.data.train.multi_label,
             **(record or {}),
         }
         if progress.best_step == progress.step:
             (output.path / BEST_FILE).unlink(missing_ok=True)  # it is the final one
         save_model(model, output.path, model.labels, details=details)
-        _report(session, model, results, ledger, data, command)
+        if report:
+            _report(session, model, results, ledger, data, command)
     unread = [f"{key} ({reason})" for key, reason in progress.skipped.items()]
     if unread:
         session.display.say(
@@ -150,7 +153,7 @@ def finish(
         steps_this_run=progress.step - steps_before,
         metrics=metrics,
         seconds=session.seconds(),
-        report=output.path / "report.html",
+        report=output.path / "report.html" if report else None,
     )
     output.metrics.write(
         "done",
@@ -170,7 +173,7 @@ def _best(session: Session) -> dict[str, float | None]:
     """
     best = session.state.progress.best
     if session.state.learner.objective.labelled:
-        several = session.data.train.labels.ndim == 2
+        several = session.data.train.multi_label
         return {"mean_average_precision" if several else "top1": best}
     return {"loss": None if best is None else -best}
 

@@ -12,11 +12,11 @@ Grid = tuple[int, int]
 
 def botnet_layers(config: BoTNetConfig, size: Grid) -> list[Layer]:
     """The layers of a BoTNet for pictures of a size (height, width)."""
-    anatomy, last = Anatomy(), len(config.depths) - 1
+    anatomy = Anatomy()
     grid, inside = stem_layers(anatomy, config, size), config.stem_width
     for stage, (depth, width) in enumerate(zip(config.depths, config.widths, strict=True)):
         for index in range(depth):
-            grid = _block(anatomy, config, (stage, index), (inside, width), grid, stage == last)
+            grid = _block(anatomy, config, (stage, index), (inside, width), grid)
             inside = width
     end_layers(anatomy, config, grid)
     return list(anatomy)
@@ -28,10 +28,10 @@ def _block(
     at: tuple[int, int],
     channels: tuple[int, int],
     grid: Grid,
-    attends: bool,
 ) -> Grid:
     """One block on a map of ``grid``; returns the size of the map that leaves it."""
     stage, index = at
+    attends = c.attends(stage)
     name, stride = f"layer{stage + 1}.{index}", c.stride(stage, index)
     outside, inner = channels[1], channels[1] // 4
     after, twice = strided(grid, stride), 1 + KEPT_BY_ACTIVATION[c.activation]

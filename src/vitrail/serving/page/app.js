@@ -57,10 +57,14 @@ const some = (labels) =>
     ? `${labels.slice(0, 10).join(", ")} and ${(labels.length - 10).toLocaleString("en")} more`
     : labels.join(", ");
 
-const measured = (gate) =>
-  gate
-    ? `${percent(gate.exported_top1)} right on ${gate.n.toLocaleString("en")} pictures`
-    : "not measured";
+function measured(gate) {
+  if (!gate) return "not measured";
+  const figure =
+    gate.exported_top1 == null // where a picture may have several labels
+      ? `mean average precision ${percent(gate.exported_map)}`
+      : `${percent(gate.exported_top1)} right`;
+  return `${figure} on ${gate.n.toLocaleString("en")} pictures`;
+}
 
 // The token
 

@@ -1,0 +1,378 @@
+"""`study data-size`: how models compare as the training data grow (ViT paper, section 4.3).
+
+Two modes, as the paper has two studies:
+
+fixed   the same hyper-parameters for every model and size, one budget, early stopping: the best
+        weights on validation are measured, by their accuracy and by few-shot linear accuracy
+        (the paper's Figure 4).
+tuned   weight decay, dropout and label smoothing are chosen for every model and size on validation
+        pictures, and the model that learned with them is fine-tuned at a higher resolution with
+        SGD (the paper's Figure 3).
+
+Subsets are nested and hold as many pictures of every class; every model sees the same ones.
+"""
+
+import itertools
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+from vitrail.kit.chart import MOST, line_chart
+from vitrail.kit.errors import Error
+from vitrail.models.base import height_width
+from vitrail.models.zoo import FAMILIES, config_of, resolve
+from vitrail.studies.definition import (
+    TRIAL,
+    Ask,
+    Candidate,
+    Definition,
+    Figure,
+    Kind,
+    Point,
+    Record,
+    Shown,
+    Table,
+)
+from vitrail.studies.folder import safe_id
+from vitrail.studies.grid import (
+    candidates,
+    curve,
+    fixed_settings,
+    grouped,
+    lines_of,
+    mean_of,
+    paired,
+    verdict,
+)
+from vitrail.studies.presets import DATA_SIZE
+
+SHOTS = (5, 10)
+LOOKS = 10  # at validation, in a run of the fixed mode
+PATIENCE = 4
+GRID = {
+    "optim.weight_decay": (0.01, 0.1, 0.3),
+    "model.dropout": (0.0, 0.1),
+    "target.label_smoothing": (0.0, 0.1),
+}
+MODES = ("fixed", "tuned")
+FINETUNE_SHARE = 10  # the fine-tuning sees this part of the pictures that training saw
+
+
+def define(ask: Ask) -> Definition:
+    """The runs of a data-size study.
+
+    Raises:
+        Error: an unknown mode, preset or model, or a size that the data do not have.
+    """
+    ask = DATA_SIZE.applied(ask)
+    mode = ask.mode or "fixed"
+    if mode not in MODES:
+        raise Error(f"--mode of data-size is {' or '.join(MODES)}, not {mode!r}")
+    if len(ask.durations) > 1:
+        raise Error("data-size trains with one budget: give one of --durations")
+    models = candidates(ask, DATA_SIZE.models)
+    sizes = _sizes(ask)
+    duration = (ask.durations or (_budget(ask, sizes),))[0]
+    points: list[Point] = []
+    for one, size, seed in itertools.product(models, sizes, ask.all_seeds):
+        common = {
+            "line": one.label,
+            "model": one.model,
+            "config": one.config,
+            "recipe": ask.recipe or "scratch",
+            "images": size,
+            "image_size": ask.image_size or side_for(one, ask.side),
+            "duration": duration,
+            "seed": seed,
+        }
+        settings = {**fixed_settings(ask), **one.settings}
+        if mode == "fixed":
+            points.append(_fixed(one, size, seed, common, settings))
+        else:
+            points += _tuned(one, size, seed, common, settings, first=seed == ask.first_seed)
+    return Definition(
+        kind="data-size",
+        points=tuple(points),
+        shots=SHOTS if mode == "fixed" else (),
+        facts={"mode": mode, "sizes": sizes, "duration": duration},
+    )
+
+
+def _sizes(ask: Ask) -> list[int]:
+    """The sizes, ascending; by default a tenth, a third and all of the pictures."""
+    whole = ask.train_images
+    given = ask.sizes or (max(ask.classes, whole // 10), max(ask.classes, whole // 3), whole)
+    sizes = sorted({size or whole for size in given})
+    for size in sizes:
+        if size > whole:
+            raise Error(
+                f"--sizes {size}: the data have {whole:,} pictures to learn from, validation apart"
+            )
+        if size < ask.classes:
+            raise Error(
+                f"--sizes {size}: there are {ask.classes} classes, and each needs a picture"
+            )
+    return sizes
+
+
+def _budget(ask: Ask, sizes: Sequence[int]) -> str:
+    """Pictures seen by every run: twenty times the largest size, at most half a million."""
+    return f"{min(500_000, 20 * sizes[-1])} examples"
+
+
+def side_for(one: Candidate, side: int | None) -> int | None:
+    """The pictures' own side where they are small, as far as the model can take it."""
+    named = "image_size" in one.config or side is None or side >= 160
+    if named or side is None:
+        return None
+    return fitting(one, side)
+
+
+def fitting(one: Candidate, side: float) -> int:
+    """The nearest size that the model's patches divide."""
+    stride = stride_of(one)
+    return max(stride, round(side / stride) * stride)
+
+
+def stride_of(one: Candidate) -> int:
+    """What the sides of a model's pictures should be a multiple of."""
+    patch = one.config.get("patch_size", getattr(config_of(one.model), "patch_size", 1))
+    return patch if one.family == "vit" else 4 * (patch if one.family == "hybrid" else 1)
+
+
+def _fixed(
+    one: Candidate, size: int, seed: int, common: dict[str, Any], settings: dict[str, Any]
+) -> Point:
+    early = {"patience": PATIENCE, "eval_every": f"{100 // LOOKS} percent"}
+    return Point(
+        id=safe_id(one.label, size, f"seed{seed}"),
+        **common,
+        settings={**early, **settings},
+        axes={"images": size},
+        which="best",
+    )
+
+
+def _tuned(
+    one: Candidate,
+    size: int,
+    seed: int,
+    common: dict[str, Any],
+    settings: dict[str, Any],
+    first: bool,
+) -> list[Point]:
+    """Trials with the first seed, the run that chooses among them, and its fine-tuning."""
+    fields = FAMILIES[resolve(one.model)[1].family][0].__dataclass_fields__
+    grid = {
+        name: values
+        for name, values in GRID.items()
+        if not name.startswith("model.") or name.removeprefix("model.") in fields
+    }
+    name = safe_id(one.label, size)
+    trials = [
+        {**dict(zip(grid, values, strict=True))} for values in itertools.product(*grid.values())
+    ]
+    ids = tuple(f"{name}-trial{number}" for number in range(len(trials)))
+    kept = {key: value for key, value in settings.items() if key not in grid}
+    found = []
+    if first:
+        for id, trial in zip(ids, trials, strict=True):
+            found.append(
+                Point(
+                    id=id,
+                    **common,
+                    settings={**kept, **trial},
+                    axes={"images": size, **trial},
+                    role=TRIAL,
+                    test=False,
+                )
+            )
+    learned = Point(
+        id=f"{name}-seed{seed}",
+        **common,
+        settings=kept,
+        axes={"images": size, "stage": "trained"},
+        choose=ids,
+    )
+    own = height_width(common["image_size"] or config_of(one.model).image_size)
+    value, unit = common["duration"].split()
+    tuning = {
+        "batch_size": settings.get("batch_size", 128),
+        "optim.lr": 0.01,
+        "schedule.warmup": "5 percent",
+        "augment.crop": settings.get("augment.crop", "inception_tf"),
+        "augment.pad": settings.get("augment.pad", 0),
+        "augment.flip": settings.get("augment.flip", 0.5),
+    }
+    tuned = replace(
+        learned,
+        id=f"{name}-tuned-seed{seed}",
+        recipe="vit_finetune",
+        image_size=fitting(one, 1.5 * min(own)),
+        duration=f"{max(1, math.ceil(float(value) / FINETUNE_SHARE))} {unit}",
+        settings=tuning,
+        axes={"images": size, "stage": "fine-tuned"},
+        choose=(),
+        start=learned.id,
+    )
+    return [*found, learned, tuned]
+
+
+def show(definition: Definition, records: Sequence[Record], intervals: bool) -> Shown:
+    """Accuracy over the number of training pictures, and where one model passes another."""
+    tuned = definition.facts["mode"] == "tuned"
+    groups = grouped(records, "images", "stage")
+    stage = "fine-tuned" if tuned else None
+    lines, sizes = lines_of(definition), definition.facts["sizes"]
+    measures = [("top1", "test accuracy")]
+    measures += [(f"fewshot.{k}", f"{k}-shot linear accuracy") for k in definition.shots]
+    tables, figures, facts = [], [], {}
+    for name, title in measures:
+        cells = {
+            (line, size): mean
+            for line, size in itertools.product(lines, sizes)
+            if (mean := mean_of(groups.get((line, size, stage), ()), name, intervals)) is not None
+        }
+        if not cells:
+            continue
+        facts[name] = {
+            line: {str(size): _plain(cells[line, size]) for size in sizes if (line, size) in cells}
+            for line in lines
+        }
+        rows = [
+            [
+                line,
+                *(cells[line, size].words() if (line, size) in cells else None for size in sizes),
+            ]
+            for line in lines
+        ]
+        columns = ["model", *(f"{size:,} pictures" for size in sizes)]
+        tables.append(Table(columns, rows, _caption(title, definition, intervals)))
+        figures += _figures(name, title, lines, sizes, cells)
+    if tuned:
+        tables.append(_chosen(definition, records))
+    else:
+        tables.append(_stops(definition, groups))
+    answer, compared = _answer(lines, sizes, groups, stage)
+    return Shown(answer, tables, figures, {**facts, "differences": compared})
+
+
+def _plain(mean: Any) -> dict[str, Any]:
+    return {"mean": mean.mean, "low": mean.low, "high": mean.high, "n": mean.n}
+
+
+def _caption(title: str, definition: Definition, intervals: bool) -> str:
+    how = " with 95 % t intervals" if intervals else ""
+    return f"{title[0].upper()}{title[1:]} in per cent: means over seeds{how}."
+
+
+def _figures(
+    name: str, title: str, lines: Sequence[str], sizes: Sequence[int], cells: dict[Any, Any]
+) -> list[Figure]:
+    curves = []
+    for line in lines[:MOST]:
+        points = [(float(size), cells[line, size]) for size in sizes if (line, size) in cells]
+        if points:
+            curves.append(curve(line, points))
+    if not curves:
+        return []
+    svg = line_chart(
+        curves,
+        title=f"{title} over training pictures",
+        x_label="training pictures",
+        percent=True,
+        log_x=True,
+        size=(520, 320),
+    )
+    words = f"{title[0].upper()}{title[1:]} over the number of training pictures; bands are 95 %."
+    return [Figure(f"data-size-{name.replace('.', '-')}", svg, words)]
+
+
+def _stops(definition: Definition, groups: dict[tuple[Any, ...], list[Record]]) -> Table:
+    """When each model was at its best: the share of the budget, and what it had cost."""
+    rows = []
+    for (line, size, _), runs in groups.items():
+        best = [r["metrics"]["best_step"] for r in runs if r["metrics"].get("best_step")]
+        steps = [r["metrics"]["steps"] for r in runs if r["metrics"].get("steps")]
+        flops = [r["metrics"]["exaflops"] for r in runs if r["metrics"].get("exaflops")]
+        rows.append(
+            [
+                f"{line}, {size:,}",
+                len(runs),
+                round(sum(best) / len(best)) if best else None,
+                round(sum(steps) / len(steps)) if steps else None,
+                float(f"{sum(flops) / len(flops):.3g}") if flops else None,
+            ]
+        )
+    columns = ("model and pictures", "runs", "best step", "steps done", "exaFLOPs")
+    return Table(columns, rows, "Early stopping: the step that is measured, and what was spent.")
+
+
+def _chosen(definition: Definition, records: Sequence[Record]) -> Table:
+    """What was chosen for every model and size."""
+    rows = []
+    for record in records:
+        chosen = record["metrics"].get("chosen")
+        if chosen and record["seed"] == min(r["seed"] for r in records):
+            axes = record["config"]["axes"]
+            rows.append(
+                [
+                    f"{record['config']['line']}, {axes['images']:,}",
+                    chosen.get("optim.weight_decay"),
+                    chosen.get("model.dropout"),
+                    chosen.get("target.label_smoothing"),
+                ]
+            )
+    columns = ("model and pictures", "weight decay", "dropout", "label smoothing")
+    return Table(columns, rows, "Chosen on validation pictures, with the first seed.")
+
+
+def _answer(
+    lines: Sequence[str],
+    sizes: Sequence[int],
+    groups: dict[tuple[Any, ...], list[Record]],
+    stage: str | None,
+) -> tuple[list[str], list[dict[str, Any]]]:
+    """Who leads at the smallest and at the largest size, and whether the gap closes."""
+    said, compared = [], []
+    for size in dict.fromkeys((sizes[0], sizes[-1])):
+        means = {
+            line: mean.mean
+            for line in lines
+            if (mean := mean_of(groups.get((line, size, stage), ()), "top1")) is not None
+        }
+        if len(means) > 1:
+            best = max(means, key=means.__getitem__)
+            said.append(f"With {size:,} pictures {best} leads, with {100 * means[best]:.2f} %.")
+    for one, other in itertools.combinations(lines, 2):
+        gaps = []
+        for size in sizes:
+            runs = groups.get((one, size, stage), ()), groups.get((other, size, stage), ())
+            gap = paired(*runs, "top1")
+            if gap is not None:
+                gaps.append((size, gap))
+                compared.append({"one": one, "other": other, "images": size, **_plain(gap)})
+        if len(gaps) > 1:
+            said.append(_gap_words(one, other, gaps))
+    return said or ["No run has been measured on test pictures yet."], compared
+
+
+def _gap_words(one: str, other: str, gaps: Sequence[tuple[int, Any]]) -> str:
+    (small, first), (large, last) = gaps[0], gaps[-1]
+    leader, behind, sign = (one, other, 1) if first.mean >= 0 else (other, one, -1)
+    begin, end = 100 * sign * first.mean, 100 * sign * last.mean
+    if end < 0:
+        how = "turns"
+    elif end < begin:
+        how = "closes"
+    else:
+        how = "does not close"
+    sure = {"better": "", "worse": "", "not told apart": ", within what seeds make of it"}
+    return (
+        f"{leader} against {behind}: {begin:+.2f} points with {small:,} pictures"
+        f"{sure[verdict(first)]}, {end:+.2f} with {large:,}{sure[verdict(last)]}; the gap {how}."
+    )
+
+
+KIND = Kind("data-size", "Accuracy and the number of training pictures", define, show)

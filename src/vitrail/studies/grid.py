@@ -1,0 +1,136 @@
+"""What kinds of study share: runs of one group over seeds, means, and the settings held fixed.
+
+A group is what differs in nothing but the seed: one cell of a table, one point of a chart.
+"""
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+from vitrail.kit.chart import Line
+from vitrail.kit.errors import Error
+from vitrail.studies.definition import RUN, Ask, Candidate, Definition, Record, candidate
+from vitrail.studies.statistics import Mean, t_mean
+
+
+def candidates(ask: Ask, default: Sequence[str]) -> list[Candidate]:
+    """The models that were asked for, or the kind's own.
+
+    Raises:
+        Error: an unknown model, or two of one label.
+    """
+    found = [candidate(words) for words in (ask.models or default)]
+    labels = [one.label for one in found]
+    for label in labels:
+        if labels.count(label) > 1:
+            raise Error(f"two models are called {label}: name them apart, as A={label} and B=...")
+    return found
+
+
+def check_words(ask: Ask, kind: str) -> None:
+    """Refuse what a kind would otherwise pass over in silence.
+
+    Raises:
+        Error: a preset or a mode, or what belongs to another kind.
+    """
+    strange = {
+        "--preset": ask.preset,
+        "--mode": ask.mode,
+        "--axis": kind != "ablation" and ask.axes,
+        "--change": kind != "ablation" and ask.changes,
+        "--samples": kind != "search" and ask.samples is not None,
+        "--max-macs": kind != "search" and ask.limit is not None,
+    }
+    for flag, given in strange.items():
+        if given:
+            raise Error(f"{kind} has no {flag}: leave it out")
+
+
+def fixed_settings(ask: Ask) -> dict[str, Any]:
+    """Recipe settings that a controlled comparison pins, so that none follows a run's length.
+
+    Plain augmentation, as the paper's pre-training has it, no mixing, no smoothing; the user's
+    own settings win.
+    """
+    side = ask.image_size or ask.side or 224
+    small = {"augment.crop": "pad", "augment.pad": max(1, side // 8)}
+    large = {"augment.crop": "inception"}
+    settings: dict[str, Any] = {
+        "normalize": "model",
+        "target.mixup": 0.0,
+        "target.label_smoothing": 0.0,
+        "augment.flip": 0.5,
+        **(small if side < 96 else large),
+    }
+    if ask.batch_size is not None:
+        settings["batch_size"] = ask.batch_size
+    return {**settings, **ask.settings}
+
+
+def grouped(records: Iterable[Record], *names: str) -> dict[tuple[Any, ...], list[Record]]:
+    """The runs that are no trials, by their line and these axes; seeds in one list."""
+    groups: dict[tuple[Any, ...], list[Record]] = {}
+    for record in records:
+        config = record["config"]
+        if config["role"] == RUN:
+            key = (config["line"], *(config["axes"].get(name) for name in names))
+            groups.setdefault(key, []).append(record)
+    return groups
+
+
+def metric(name: str) -> Callable[[Record], float | None]:
+    """A reader of a metric: ``top1``, or ``fewshot.5``."""
+    owner, _, key = name.partition(".")
+
+    def read(record: Record) -> float | None:
+        value = record["metrics"].get(owner)
+        return (value or {}).get(key) if key else value
+
+    return read
+
+
+def mean_of(records: Sequence[Record], name: str, intervals: bool = True) -> Mean | None:
+    """The mean of a metric over runs, or None where no run has it."""
+    known = [value for value in map(metric(name), records) if value is not None]
+    if not known:
+        return None
+    mean = t_mean(known)
+    return mean if intervals else Mean(mean.mean, None, None, mean.n)
+
+
+def curve(name: str, points: Sequence[tuple[float, Mean]]) -> Line:
+    """A line of means with their band, in ascending order of x."""
+    ordered = sorted(points, key=lambda point: point[0])
+    whole = bool(ordered) and all(mean.low is not None for _, mean in ordered)
+    return Line(
+        name,
+        [x for x, _ in ordered],
+        [mean.mean for _, mean in ordered],
+        dots=True,
+        low=[mean.low or 0.0 for _, mean in ordered] if whole else (),
+        high=[mean.high or 0.0 for _, mean in ordered] if whole else (),
+    )
+
+
+def lines_of(definition: Definition) -> list[str]:
+    """What is compared, in the definition's order."""
+    return list(dict.fromkeys(point.line for point in definition.points))
+
+
+def paired(one: Sequence[Record], other: Sequence[Record], name: str) -> Mean | None:
+    """The mean difference of a metric, one minus other, over the seeds that both have."""
+    read = metric(name)
+    others = {record["seed"]: read(record) for record in other}
+    differences = [
+        value - against
+        for record in one
+        if (value := read(record)) is not None
+        and (against := others.get(record["seed"])) is not None
+    ]
+    return t_mean(differences) if differences else None
+
+
+def verdict(difference: Mean | None) -> str:
+    """``better``, ``worse``, or ``not told apart``, by whether the interval leaves 0 out."""
+    if difference is None or difference.low is None or difference.high is None:
+        return "not told apart"
+    return "better" if difference.low > 0 else "worse" if difference.high < 0 else "not told apart"

@@ -1,0 +1,293 @@
+"""A study from words to its page: define, open the folder, estimate, do the runs, show."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from vitrail.data.sources import Spec
+from vitrail.kit.errors import Error
+from vitrail.studies.data import StudyData, open_data
+from vitrail.studies.definition import Ask, Definition, Point
+from vitrail.studies.estimate import Estimate, estimate
+from vitrail.studies.folder import StudyFolder
+from vitrail.studies.kinds import find_kind
+from vitrail.studies.page import write_report
+from vitrail.studies.runner import device_for, one_of_several, take_runs
+from vitrail.studies.statistics import check_intervals
+from vitrail.training.display import duration as in_words
+from vitrail.training.recipe import Recipe, with_settings
+
+HELD_OUT = 0.1
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class How:
+    """How a study is run; nothing of it changes a record but its seconds.
+
+    Args:
+        device: ``cpu``, ``cuda``, or None for the best there is.
+        jobs: processes on this machine.
+        keep: of finished runs, ``models`` or ``nothing``.
+        dry_run: estimate, and stop.
+        intervals: see `page.write_report`.
+    """
+
+    device: str | None = None
+    jobs: int = 1
+    keep: str = "models"
+    dry_run: bool = False
+    intervals: bool | None = None
+
+    def __post_init__(self):
+        if self.jobs < 1:
+            raise Error(f"--jobs is at least 1, not {self.jobs}")
+        if self.keep not in ("models", "nothing"):
+            raise Error(f"--keep is models or nothing, not {self.keep!r}")
+
+
+def study(
+    kind: str,
+    data: Spec,
+    out: Path | str,
+    ask: Ask,
+    *,
+    how: How | None = None,
+    held_out: float = HELD_OUT,
+    most_test: int | None = None,
+    columns: Mapping[str, Any] | None = None,
+    say: Say = lambda line: None,
+    command: str = "",
+) -> dict[str, Any]:
+    """Do a study, or go on with it; returns its summary (of a dry run, the estimate).
+
+    Args:
+        kind: one of `kinds.KINDS`.
+        data: as of `open_splits`; several processes need a name or a path.
+        out: the study's folder.
+        ask: what is to be compared.
+        held_out, most_test: see `Definition`.
+        columns: ``image_column`` and ``label_column``, where they are needed.
+        say: is told what a person wants to know meanwhile.
+        command: the page gives it as the way to the same study.
+
+    Raises:
+        Error: anything that the user can mend.
+    """
+    how = how or How()
+    if ask.seeds < 1:
+        raise Error(f"--seeds is at least 1, not {ask.seeds}")
+    if how.intervals:
+        check_intervals(ask.seeds)
+    if how.jobs > 1 and not isinstance(data, str | Path):
+        raise Error("several processes each open the data: give them by a name or a path")
+    found, folder = find_kind(kind), StudyFolder(out)
+    check_place(data, folder.path)
+    with one_of_several() as (rank, world):
+        device = device_for(how.device, rank) if world > 1 else how.device
+        opened = open_data(data, held_out, most_test, **(columns or {}))
+        definition = replace(
+            found.define(_known(ask, opened)), held_out=held_out, most_test=most_test
+        )
+        records = folder.records() if folder.held() and not how.dry_run else []
+        if rank == 0 and not how.dry_run and folder.held():
+            folder.open(definition, opened.identity)  # refuse before anything is measured
+        costs = estimate(definition, opened, records, device)
+        left = [p.id for p in definition.points if p.id not in {r["id"] for r in records}]
+        jobs = how.jobs * world
+        if rank == 0:
+            for line in _told(definition, costs, left, jobs):
+                say(line)
+        if how.dry_run:
+            return _costs(definition, costs, jobs)
+        folder.open(definition, opened.identity)
+        _do(definition, opened, folder, how, data, columns or {}, device, rank, costs, say)
+        if rank:
+            return {}
+        folder.compose()
+    return write_report(folder, found, intervals=how.intervals, command=command)
+
+
+def figures_only(
+    kind: str, out: Path | str, *, intervals: bool | None = None, command: str = ""
+) -> dict[str, Any]:
+    """Draw a study's figures again from its records.
+
+    Raises:
+        Error: the folder holds no such study, or no records.
+    """
+    folder = StudyFolder(out)
+    held = folder.definition().kind
+    if held != kind:
+        raise Error(f"{out} holds a study of {held}, not of {kind}")
+    return write_report(folder, find_kind(kind), intervals=intervals, command=command)
+
+
+def check_place(data: Spec, out: Path) -> None:
+    """Refuse a folder inside of the data.
+
+    Raises:
+        Error: it lies there.
+    """
+    if isinstance(data, str | Path) and Path(data).is_dir():
+        inside = out.expanduser().resolve()
+        if inside.is_relative_to(Path(data).expanduser().resolve()):
+            raise Error(f"--out {out} lies inside the data, which stay as they are: give another")
+
+
+def _known(ask: Ask, data: StudyData) -> Ask:
+    """What was asked for, with what the data say, durations in one way of writing."""
+    durations = tuple(
+        str(with_settings(Recipe(), {"duration": text}).duration) for text in ask.durations
+    )
+    return ask.replace(
+        durations=durations,
+        train_images=len(data.train),
+        classes=int((data.train.counts() > 0).sum()),
+        side=data.side,
+    )
+
+
+def _do(
+    definition: Definition,
+    opened: StudyData,
+    folder: StudyFolder,
+    how: How,
+    data: Spec,
+    columns: Mapping[str, Any],
+    device: str | None,
+    rank: int,
+    costs: Estimate,
+    say: Say,
+) -> None:
+    if not set(costs.runs) - folder.recorded():
+        return
+    others = []
+    own = device
+    if how.jobs > 1:
+        asked = {
+            "out": str(folder.path.resolve()),
+            "data": str(data),
+            "columns": dict(columns),
+            "keep": how.keep,
+            "device": how.device,
+        }
+        own = device_for(how.device, 0)
+        others = [_helper({**asked, "place": place}, how.jobs) for place in range(1, how.jobs)]
+    try:
+        take_runs(
+            definition,
+            decoded(opened, definition),
+            folder,
+            device=own,
+            keep=how.keep,
+            told=_progress(definition, folder, costs, how.jobs, say),
+        )
+    finally:
+        for other in others:
+            _end(other)
+    failed = [other.returncode for other in others if other.returncode not in (0, 130, -15)]
+    if failed and set(costs.runs) - folder.recorded():
+        raise Error(f"a process of the study failed with status {failed[0]}; see its lines above")
+
+
+def decoded(opened: StudyData, definition: Definition) -> StudyData:
+    """The data with the pictures that a study's runs use in memory, if they are small."""
+    sizes = [None if point.rest else point.images for point in definition.points]
+    largest = None if None in sizes or definition.shots else max(size or 0 for size in sizes)
+    return opened.decoded(largest, sorted({point.seed for point in definition.points}))
+
+
+def _helper(asked: Mapping[str, Any], jobs: int) -> subprocess.Popen[str]:
+    """Another process of this study on this machine, which ends when this one does."""
+    threads = max(1, (os.cpu_count() or 1) // jobs)
+    environment = {"OMP_NUM_THREADS": str(threads), "OMP_WAIT_POLICY": "passive", **os.environ}
+    started = subprocess.Popen(
+        [sys.executable, "-m", "vitrail.studies.worker"],
+        stdin=subprocess.PIPE,
+        text=True,
+        env=environment,
+        start_new_session=True,
+    )
+    assert started.stdin is not None
+    started.stdin.write(json.dumps(asked) + "\n")
+    started.stdin.flush()  # and left open: its end says that this process is gone
+    return started
+
+
+def _end(other: subprocess.Popen[str]) -> None:
+    if other.stdin is not None:
+        other.stdin.close()
+    try:
+        other.wait(60)
+    except subprocess.TimeoutExpired:
+        other.terminate()
+        other.wait()
+
+
+def _progress(
+    definition: Definition, folder: StudyFolder, costs: Estimate, jobs: int, say: Say
+) -> Callable[[Point, float | None], None]:
+    """Says which run begins, how the last one went, and how long the rest takes."""
+    expected = {point.id: costs.seconds(point.id) for point in definition.points}
+    began, start = time.monotonic(), folder.recorded()
+
+    def told(point: Point, seconds: float | None) -> None:
+        recorded = folder.recorded()
+        if seconds is None:
+            return
+        done = [id for id in recorded - start if id in expected]
+        spent = time.monotonic() - began
+        ours = sum(expected[id] for id in done)
+        rate = spent / ours if ours else 1.0 / max(1, jobs)
+        left = sum(expected[p.id] for p in definition.points if p.id not in recorded) * rate
+        top1 = folder.record(point.id)["metrics"].get("top1")
+        score = "" if top1 is None else f", {100 * top1:.2f} % on test"
+        say(
+            f"{len(recorded)} of {len(expected)} runs: {point.id} in {in_words(seconds)}{score}; "
+            f"{in_words(left)} to go"
+        )
+
+    return told
+
+
+def _told(definition: Definition, costs: Estimate, left: list[str], jobs: int) -> list[str]:
+    trials = sum(point.role != "run" for point in definition.points)
+    what = f"{len(definition.points)} runs" + (f", {trials} of them trials" if trials else "")
+    done = len(definition.points) - len(left)
+    lines = [f"study: {definition.kind}, {what}, {costs.exaflops:.2g} exaFLOPs of training in all"]
+    if done:
+        lines.append(f"done:  {done} of them already")
+    by = f" on {jobs} processes" if jobs > 1 else ""
+    lines.append(
+        f"left:  {len(left)} runs, about {in_words(costs.total(left, jobs))}{by} at the most"
+    )
+    return lines
+
+
+def _costs(definition: Definition, costs: Estimate, jobs: int) -> dict[str, Any]:
+    ids = [point.id for point in definition.points]
+    return {
+        "kind": definition.kind,
+        "runs": len(ids),
+        "exaflops": costs.exaflops,
+        "seconds": costs.total(ids, jobs),
+        "sha256": definition.sha256,
+        "points": [
+            {
+                "id": point.id,
+                "model": point.model,
+                "needs": list(point.needs),
+                "exaflops": costs.runs[point.id].flops / 1e18,
+                "images": costs.runs[point.id].images,
+                "seconds": costs.seconds(point.id),
+            }
+            for point in definition.points
+        ],
+    }

@@ -1,0 +1,184 @@
+"""One run of a study: trained by `recipes.run.train`, measured, and put into a record.
+
+The run's folder is an ordinary one. A killed run goes on from its own checkpoints, so the record
+is the same as if it had not been killed, but for the seconds.
+"""
+
+import json
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from vitrail.data.loader import eval_batches
+from vitrail.data.sources import Source
+from vitrail.evaluation.accuracy import evaluate
+from vitrail.evaluation.features import extract
+from vitrail.evaluation.fewshot import fewshot
+from vitrail.kit.errors import Error
+from vitrail.kit.records import Records
+from vitrail.models.base import ImageClassifier
+from vitrail.recipes.run import train
+from vitrail.recipes.several import diverged
+from vitrail.studies.data import StudyData
+from vitrail.studies.definition import Definition, Point, Record
+from vitrail.studies.folder import StudyFolder
+from vitrail.studies.subsets import subset_rows
+from vitrail.training.checkpoint import FOLDER
+from vitrail.weights.folder import load_model
+from vitrail.weights.read import BEST_FILE
+
+BATCH = 256
+DRAWS = 3  # of the few shots, for each of which a run's accuracy is the mean
+
+
+def chosen_settings(point: Point, trials: Sequence[Record]) -> dict[str, Any]:
+    """The settings of the trial that is best on validation; of equals the first.
+
+    Raises:
+        Error: there is no trial that came to a figure.
+    """
+    known = [t for t in trials if t["metrics"].get("val_top1") is not None]
+    if not known:
+        raise Error(f"{point.id} chooses among runs none of which has an accuracy on validation")
+    best = max(known, key=lambda trial: trial["metrics"]["val_top1"])
+    return dict(best["config"]["settings"])
+
+
+def words_of(point: Point, trials: Sequence[Record] = ()) -> dict[str, Any]:
+    """The words that `recipes.run.train` is called with for a point.
+
+    Args:
+        trials: the records of the runs that it chooses from.
+    """
+    settings = {**(chosen_settings(point, trials) if point.choose else {}), **point.settings}
+    if point.duration:
+        settings["duration"] = point.duration
+    settings |= {f"model.{key}": listed(value) for key, value in point.config.items()}
+    return {
+        "model": None if point.start else point.model,
+        "recipe": point.recipe,
+        "image_size": point.image_size,
+        "seed": point.seed,
+        "set": {key: listed(value) for key, value in settings.items()},
+    }
+
+
+def perform(
+    point: Point,
+    definition: Definition,
+    data: StudyData,
+    folder: StudyFolder,
+    device: str | None = None,
+) -> Record:
+    """Do a run, or go on with it, and return its record.
+
+    Raises:
+        Error: the run cannot be done.
+        Interrupted: asked to stop, with everything saved.
+    """
+    trials = [folder.record(id) for id in point.choose]
+    words = words_of(point, trials)
+    out = folder.runs / point.id
+    splits = {"train": data.subset(point.images, point.seed, point.rest)}
+    if data.val is not None:
+        splits["val"] = data.val
+    start = None if point.start is None else folder.runs / point.start
+    if start is not None:
+        words["set"] = {k: v for k, v in words["set"].items() if not k.startswith("model.")}
+    config = point.to_json()
+    try:
+        train(
+            splits,
+            out=out,
+            weights=start,
+            device=device,
+            val_fraction=0.0,
+            report=False,
+            **words,
+        )
+    except Error:
+        if not diverged(out):
+            raise
+        metrics: dict[str, Any] = {"failed": "its numbers were no longer finite", "top1": None}
+        return {"id": point.id, "config": config, "seed": point.seed, "metrics": metrics}
+    about = json.loads((out / "config.json").read_text())["vitrail"]
+    metrics = {
+        **_told(out, about),
+        **_measured(point, definition, data, out),
+    }
+    if point.choose:
+        metrics["chosen"] = chosen_settings(point, trials)
+    return {"id": point.id, "config": config, "seed": point.seed, "metrics": metrics}
+
+
+def tidy(folder: StudyFolder, id: str, keep: str) -> None:
+    """Remove what a recorded run no longer needs: its checkpoints, or all of it.
+
+    Args:
+        keep: ``models``, or ``nothing``.
+    """
+    run = folder.runs / id
+    shutil.rmtree(run if keep == "nothing" else run / FOLDER, ignore_errors=True)
+
+
+def _told(out: Path, about: Mapping[str, Any]) -> dict[str, Any]:
+    """What the run itself says of itself."""
+    records = Records(out / "metrics.jsonl")
+    ledger, best = about["ledger"], about["best"]
+    losses = [record["loss"] for record in records.read("step")]
+    last = [loss for loss in losses[-max(1, len(losses) // 10) :] if loss is not None]
+    done = next(iter(records.read("done")))
+    total = next(iter(records.read("start")))["steps"]
+    val = about["metrics"].get("val", {})
+    return {
+        "val_top1": (best.get("val") or {}).get("top1"),
+        "val_loss": val.get("loss"),
+        "best_step": best.get("step"),
+        "train_loss": float(np.mean(last)) if last else None,
+        "steps": done["steps"],
+        "stopped_early": done["steps"] < total,
+        "images": ledger["images"],
+        "flops": ledger["flops"],
+        "exaflops": ledger["exaflops"],
+        "macs": ledger["macs_per_image"],
+        "seconds": done["seconds"],
+        "images_per_second": ledger["training_rate"],
+    }
+
+
+def _measured(point: Point, definition: Definition, data: StudyData, out: Path) -> dict[str, Any]:
+    """Accuracy on test, and few-shot accuracy, of the weights that the point means."""
+    best = point.which == "best" and (out / BEST_FILE).exists()
+    model = load_model(out, which="best" if best else "final")
+    found: dict[str, Any] = {"parameters": sum(p.numel() for p in model.parameters())}
+    if data.test is not None and point.test and model.num_classes:
+        result = evaluate(
+            model, eval_batches(data.test, model.preprocessing, BATCH), data.test.classes
+        )
+        found |= {"top1": result.top1, "top5": result.top5, "loss": result.loss, "n": result.n}
+    if definition.shots and data.test is not None and point.test:
+        found["fewshot"] = _few_shots(model, definition.shots, data.train, data.test)
+    return found
+
+
+def _few_shots(
+    model: ImageClassifier, shots: Sequence[int], train: Source, test: Source
+) -> dict[str, float]:
+    """Linear accuracy on a few images a class, the same ones for every run of the study."""
+    least = int(train.counts()[train.counts() > 0].min())
+    fitting = [shot for shot in shots if shot <= least]
+    if not fitting:
+        return {}
+    classes = int((train.counts() > 0).sum())
+    pool = train.subset(subset_rows(train, min(len(train), DRAWS * max(fitting) * classes), 0))
+    x, tests = (extract(model, part, cache=False, batch_size=BATCH) for part in (pool, test))
+    result = fewshot(x.values, x.labels, tests.values, tests.labels, shots=fitting, seeds=DRAWS)
+    return {str(k): float(mean) for k, mean in zip(result.shots, result.mean, strict=True)}
+
+
+def listed(value: Any) -> Any:
+    """Lists as the tuples that configurations hold."""
+    return tuple(listed(item) for item in value) if isinstance(value, list | tuple) else value

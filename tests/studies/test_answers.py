@@ -1,0 +1,106 @@
+"""What studies say in words, on records whose truth is planted."""
+
+import itertools
+
+import pytest
+
+from tests.studies.planted import points, record
+from vitrail.studies.data_size import show as show_sizes
+from vitrail.studies.scaling import show as show_scaling
+
+SEEDS = (0, 1, 2)
+NOISE = {0: -0.002, 1: 0.0, 2: 0.003}
+
+
+def scaling(data: float, time: float, size: float):
+    """A ViT of two sizes and two durations, that wins this much by a doubling of each."""
+    rows, records = [], []
+    for (big, long), seed in itertools.product(((0, 0), (0, 1), (1, 0), (1, 1)), SEEDS):
+        line, duration = ("large" if big else "small"), f"{100 * 2**long} examples"
+        axes = {"family": "ViT", "duration": duration, "data": "all"}
+        row = {"id": f"{line}-{long}-{seed}", "line": line, "seed": seed, "axes": axes}
+        rows.append((row, 0.4 + time * long + 2 * size * big, 2**long * 4**big, 4**big))
+        if big and long:
+            half = {**row, "id": f"{row['id']}-half", "axes": {**axes, "data": "half"}}
+            rows.append((half, 0.4 + time + 2 * size - data, 8, 4))
+    definition = points("scaling", [row for row, *_ in rows])
+    for point, (_, top1, flops, macs) in zip(definition.points, rows, strict=True):
+        jitter = NOISE[point.seed] * (1.5 if "half" in point.id else 1.0)
+        records.append(record(point, top1 + jitter, exaflops=1e-6 * flops, macs=int(1e6 * macs)))
+    return definition, records
+
+
+@pytest.mark.parametrize(
+    ("gains", "advice"),
+    [
+        ({"data": 0.08, "time": 0.02, "size": 0.01}, "more data"),
+        ({"data": 0.01, "time": 0.06, "size": 0.02}, "train longer"),
+        ({"data": 0.01, "time": 0.02, "size": 0.07}, "larger model"),
+    ],
+)
+def test_the_advice_is_what_brings_most_a_doubling(gains, advice):
+    shown = show_scaling(*scaling(**gains), True)
+    assert shown.facts["advice"] == advice
+    assert shown.answer[0].startswith(f"{advice}: of ViT")
+    brought = {one["way"]: one["mean"] for one in shown.facts["brings"]}
+    # A model of four times the compute counts as two doublings.
+    assert brought["larger model"] == pytest.approx(gains["size"], abs=0.003)
+    assert brought["train longer"] == pytest.approx(gains["time"], abs=0.003)
+    assert brought["more data"] == pytest.approx(gains["data"], abs=0.003)
+
+
+def test_no_advice_where_nothing_helps():
+    shown = show_scaling(*scaling(data=0.0, time=-0.02, size=-0.01), True)
+    assert shown.answer[0].startswith("nothing that was tried helps for certain")
+
+
+def test_the_front_leaves_out_what_costs_more_and_gives_less():
+    shown = show_scaling(*scaling(data=0.05, time=0.05, size=-0.05), True)
+    assert {one["line"] for one in shown.facts["front"]} == {"small"}
+    rows = {(row[0], row[1]): row[-1] for row in shown.tables[0].rows}
+    assert rows["small", "100 examples"] is True
+    assert rows["large", "200 examples"] is False
+
+
+def test_records_without_accuracy_are_told_not_drawn():
+    definition, records = scaling(0.1, 0.1, 0.1)
+    shown = show_scaling(definition, [{**r, "metrics": {"top1": None}} for r in records], True)
+    assert shown.answer == ["No run has been measured on test pictures yet."]
+
+
+def sizes(small: float, large: float):
+    """A CNN and a ViT at two sizes; the CNN is this much better at each."""
+    rows, accuracies = [], []
+    for (line, images), seed in itertools.product(
+        (("CNN", 100), ("CNN", 1000), ("ViT", 100), ("ViT", 1000)), SEEDS
+    ):
+        id = f"{line}-{images}-{seed}"
+        rows.append({"id": id, "line": line, "seed": seed, "axes": {"images": images}})
+        ahead = (small if images == 100 else large) if line == "CNN" else 0.0
+        accuracies.append(
+            0.3 + 0.2 * (images == 1000) + ahead + NOISE[seed] * (1 + (line == "ViT"))
+        )
+    facts = {"mode": "fixed", "sizes": [100, 1000], "duration": "10 steps"}
+    definition = points("data-size", rows, **facts)
+    pairs = zip(definition.points, accuracies, strict=True)
+    return definition, [record(point, top1) for point, top1 in pairs]
+
+
+@pytest.mark.parametrize(
+    ("small", "large", "how"),
+    [(0.1, -0.05, "turns"), (0.1, 0.02, "closes"), (0.02, 0.1, "does not close")],
+)
+def test_the_gap_closes_turns_or_stays(small, large, how):
+    shown = show_sizes(*sizes(small, large), True)
+    gap = next(sentence for sentence in shown.answer if "against" in sentence)
+    assert gap.endswith(f"the gap {how}.")
+    assert gap.startswith("CNN against ViT: ")
+    assert shown.answer[0].startswith("With 100 pictures CNN leads")
+    table = shown.tables[0]
+    assert [row[0] for row in table.rows] == ["CNN", "ViT"]
+    assert "±" in table.rows[0][1]
+
+
+def test_means_stand_alone_without_intervals():
+    shown = show_sizes(*sizes(0.1, 0.1), False)
+    assert "±" not in shown.tables[0].rows[0][1]

@@ -1,0 +1,256 @@
+"""Whole studies by the real command: killed, shared by processes, shown, and refused."""
+
+import json
+import os
+import random
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.commands import QUIET, call, start
+from vitrail.kit.errors import Error
+from vitrail.kit.records import Records
+from vitrail.studies.definition import Ask
+from vitrail.studies.study import study
+
+VIT = "ViT=vit_nano_patch7_28:width=24:depth=1:heads=2:mlp_width=48"
+DEEPER = "deeper=vit_nano_patch7_28:width=24:depth=2:heads=2:mlp_width=48"
+COMMON = ("--batch-size", 20, "--held-out", 0.02, "--most-test", 100, "--device", "cpu")
+WORDS = (
+    *("study", "data-size", "demo:fashion", "--models", VIT, DEEPER, "--sizes", 40, 120),
+    *COMMON,
+)
+TIMING = ("seconds", "images_per_second")
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory) -> Path:
+    """A study that nobody disturbed."""
+    out = tmp_path_factory.mktemp("whole") / "study"
+    call(*WORDS, "--durations", "12steps", "--seeds", 1, "--out", out)
+    return out
+
+
+def lasting(out: Path) -> list[dict]:
+    """The records by id, without what no two runs have alike."""
+    records = [json.loads(line) for line in (out / "records.jsonl").read_text().splitlines()]
+    for record in records:
+        assert set(record) == {"id", "config", "seed", "metrics"}
+        for name in TIMING:
+            assert record["metrics"].pop(name) > 0
+    return sorted(records, key=lambda record: record["id"])
+
+
+def begun(out: Path) -> dict[str, int]:
+    """How many times each run was begun at its first step."""
+    return {
+        run.name: sum(r["step"] == 0 for r in Records(run / "metrics.jsonl").read("start"))
+        for run in (out / "runs").iterdir()
+    }
+
+
+def test_a_study_leaves_records_tables_figures_and_a_page(whole):
+    records = lasting(whole)
+    assert len(records) == 2 * 2
+    for record in records:
+        metrics = record["metrics"]
+        assert 0 <= metrics["top1"] <= 1
+        assert set(metrics["fewshot"]) == {"5", "10"}
+        # The papers' rule: six operations a multiply-add and picture.
+        assert metrics["flops"] == 6 * metrics["macs"] * metrics["images"]
+        assert metrics["images"] == metrics["steps"] * 20
+    page = (whole / "report.html").read_text()
+    assert page.count("<svg") == 3
+    for words in ("ViT", "deeper", "5-shot linear accuracy", "vitrail study data-size"):
+        assert words in page
+    assert not re.search(r'(src|href)="http', page)
+    figure = (whole / "figures" / "data-size-top1.svg").read_text()
+    assert figure.startswith("<svg")
+    assert "var(" not in figure
+    assert "| ViT |" in (whole / "tables.md").read_text()
+    assert not list((whole / "runs").glob("*/checkpoints"))
+    assert all((run / "model.safetensors").exists() for run in (whole / "runs").iterdir())
+
+
+def test_the_same_command_again_does_nothing_and_draws_the_same(whole):
+    before = {p: p.read_bytes() for p in whole.rglob("*") if p.is_file() and p.suffix != ".html"}
+    out, err = call(*WORDS, "--durations", "12steps", "--seeds", 1, "--out", whole, "--json")
+    assert "left:  0 runs" in err
+    assert json.loads(out)["done"] == 4
+    assert {p: p.read_bytes() for p in before} == before
+
+
+def test_figures_come_from_records_alone(whole, tmp_path):
+    copied = tmp_path / "copied"
+    copied.mkdir()
+    for name in ("study.json", "records.jsonl"):
+        shutil.copy(whole / name, copied / name)
+    out, _ = call("study", "data-size", "-", "--out", copied, "--figures-only", "--json")
+    assert json.loads(out)["top1"] == json.loads((whole / "summary.json").read_text())["top1"]
+    assert (copied / "figures" / "data-size-top1.svg").exists()
+
+
+def run_and_kill(words: tuple, out: Path, after: float) -> None:
+    """Start the command, and kill it and its helpers so long after its first run began."""
+    process = start(*words, "--out", out)
+    deadline = time.monotonic() + 120
+    while not list(out.glob("runs/*/metrics.jsonl")) and process.poll() is None:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    time.sleep(after)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    process.communicate()
+
+
+def killed_study(out: Path, kills: int, seed: int, steps: int, whole: Path, *more: object) -> None:
+    words = (*WORDS, "--durations", f"{steps}steps", "--seeds", 1, *more)
+    moments = random.Random(seed)
+    for _ in range(kills):
+        run_and_kill(words, out, moments.uniform(0, 6))
+    process = start(*words, "--out", out)
+    _, said = process.communicate(timeout=280)
+    assert process.returncode == 0, said
+    assert lasting(out) == lasting(whole)
+    # A run that a kill hit before its first checkpoint begins again; none does after its record.
+    assert set(begun(out)) == {record["id"] for record in lasting(whole)}
+    assert sum(begun(out).values()) <= len(begun(out)) + kills * 2
+
+
+def test_a_killed_study_gives_the_records_of_one_that_was_not(whole, tmp_path):
+    killed_study(tmp_path / "study", kills=1, seed=0, steps=12, whole=whole)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_a_study_killed_at_five_points_gives_the_same_records(tmp_path, jobs):
+    calm = tmp_path / "calm"
+    call(*WORDS, "--durations", "60steps", "--seeds", 1, "--out", calm)
+    killed_study(tmp_path / "killed", 5, jobs, 60, calm, "--jobs", jobs)
+
+
+def test_two_processes_share_a_folder_and_do_every_run_once(whole, tmp_path):
+    words = (*WORDS, "--durations", "12steps", "--seeds", 1, "--out", tmp_path / "study")
+    both = [start(*words) for _ in range(2)]
+    said = [process.communicate(timeout=280) for process in both]
+    assert [process.returncode for process in both] == [0, 0], said
+    assert lasting(tmp_path / "study") == lasting(whole)
+    assert set(begun(tmp_path / "study").values()) == {1}
+
+
+@pytest.mark.slow
+def test_under_torchrun_every_process_takes_runs(whole, tmp_path):
+    out = tmp_path / "study"
+    words = [*WORDS, "--durations", "12steps", "--seeds", 1, "--out", out]
+    run = subprocess.run(
+        [
+            *(sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"),
+            *("--standalone", "-m", "vitrail", *map(str, words)),
+        ],
+        capture_output=True,
+        text=True,
+        timeout=280,
+        env={**os.environ, **QUIET},
+    )
+    assert run.returncode == 0, run.stderr
+    assert lasting(out) == lasting(whole)
+    holders = {json.loads(p.read_text())["pid"] for p in (out / "claims").glob("*.1")}
+    assert len(holders) == 2
+
+
+def test_a_dry_run_says_what_it_would_cost_and_leaves_nothing(tmp_path):
+    words = (*WORDS, "--durations", "12steps", "--seeds", 1, "--out", tmp_path / "study")
+    out, err = call(*words, "--dry-run", "--json")
+    told = json.loads(out)
+    assert told["runs"] == 4
+    assert told["seconds"] > 4
+    first = told["points"][0]
+    assert first["images"] == 12 * 20
+    assert told["exaflops"] == pytest.approx(sum(p["exaflops"] for p in told["points"]))
+    assert "4 runs" in err
+    assert not (tmp_path / "study").exists()
+
+
+def test_a_run_whose_numbers_explode_is_recorded_as_failed_and_the_rest_go_on(tmp_path):
+    wild = f"wild={VIT.partition('=')[2]}:optim.lr=1e30:optim.clip_norm=none"
+    ask = Ask(
+        models=(VIT, wild),
+        sizes=(40,),
+        durations=("40 steps",),
+        seeds=1,
+        batch_size=20,
+        settings={"most_bad_steps": 2},
+    )
+    summary = study("data-size", "demo:fashion", tmp_path / "study", ask, held_out=0.02)
+    assert summary["failed"] == ["wild-40-seed0"]
+    assert summary["done"] == 2
+    assert "no longer finite" in (tmp_path / "study" / "report.html").read_text()
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("--intervals", "--seeds", 1), "an interval over seeds takes at least 2 of them"),
+        (("--seeds", 0), "--seeds is at least 1, not 0"),
+        (("--sizes", 90000), "the data have 9,800 pictures to learn from"),
+        (("--models", "vit_nano_patch7_28:widht=3"), "did you mean 'width'"),
+        (("--models", "vit_nano_patch7_28:width=25"), "width"),
+        (("--set", "optim.rl=3"), "unknown setting 'optim.rl'"),
+        (("--durations", "12parsecs"), "parsecs"),
+        (("--durations", "12steps", "24steps"), "one budget"),
+        (("--preset", "pgae"), "did you mean 'page'"),
+        (("--jobs", 0), "--jobs is at least 1"),
+    ],
+)
+def test_a_mistake_is_one_sentence_and_leaves_nothing(tmp_path, words, said):
+    base = ("study", "data-size", "demo:fashion", "--out", tmp_path / "study", *COMMON)
+    models = () if "--models" in words else ("--models", VIT)
+    _, err = call(*base, *models, *words, status=2)
+    assert said in err
+    assert not (tmp_path / "study").exists()
+
+
+def test_a_folder_of_another_study_is_refused_by_what_differs(whole):
+    before = (whole / "records.jsonl").read_bytes()
+    words = (*WORDS, "--durations", "24steps", "--seeds", 1, "--out", whole)
+    _, err = call(*words, status=2)
+    assert "holds another study" in err
+    assert 'duration was "12 steps" and is "24 steps"' in err
+    assert (whole / "records.jsonl").read_bytes() == before
+
+
+def test_figures_of_a_study_without_records_are_refused(whole, tmp_path):
+    (tmp_path / "study").mkdir()
+    shutil.copy(whole / "study.json", tmp_path / "study")
+    words = ("study", "data-size", "-", "--out", tmp_path / "study", "--figures-only")
+    _, err = call(*words, status=2)
+    assert "has no records yet" in err
+    (tmp_path / "study" / "records.jsonl").write_text("")
+    _, err = call(*words, status=2)
+    assert "records.jsonl is empty" in err
+    (tmp_path / "study" / "records.jsonl").write_text('{"id": "x"}\n')
+    _, err = call(*words, status=2)
+    assert "line 1 is no record of a run" in err
+    _, err = call("study", "scaling", *words[2:], status=2)
+    assert "holds a study of data-size, not of scaling" in err
+    _, err = call(*words[:4], tmp_path, "--figures-only", status=2)
+    assert "holds no study" in err
+
+
+def test_an_unknown_kind_is_named(tmp_path):
+    _, err = call("study", "datasize", "demo:fashion", "--out", tmp_path / "s", status=2)
+    assert "did you mean 'data-size'" in err
+
+
+def test_several_processes_need_data_that_each_can_open(whole, tmp_path):
+    from vitrail.data.sources import open_source
+    from vitrail.studies.study import How
+
+    with pytest.raises(Error, match="give them by a name or a path"):
+        study("data-size", open_source("demo:fashion"), tmp_path / "s", Ask(), how=How(jobs=2))

@@ -1,0 +1,62 @@
+"""Subsets: nested, with as many of every class, a function of the seed."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from vitrail.data.sources import ArraySource
+from vitrail.kit.errors import Error
+from vitrail.studies.subsets import subset_rows
+
+
+def source(counts: list[int], seed: int = 0) -> ArraySource:
+    labels = np.repeat(np.arange(len(counts)), counts)
+    np.random.default_rng(seed).shuffle(labels)
+    images = np.zeros((len(labels), 4, 4), np.uint8)
+    return ArraySource(images, labels, [str(k) for k in range(len(counts))])
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    counts=st.lists(st.integers(1, 30), min_size=2, max_size=6),
+    seed=st.integers(0, 5),
+    data=st.data(),
+)
+def test_smaller_subsets_lie_within_larger_ones_and_are_even(counts, seed, data):
+    pictures = source(counts, seed)
+    sizes = st.integers(len(counts), len(pictures))
+    small, large = sorted([data.draw(sizes), data.draw(sizes)])
+    one, other = (subset_rows(pictures, size, seed) for size in (small, large))
+    assert set(one) <= set(other)
+    assert len(set(one)) == small
+    taken = np.bincount(pictures.labels[one], minlength=len(counts))
+    # As even as the classes allow: who has more than another by two, the other has no more.
+    for a in range(len(counts)):
+        for b in range(len(counts)):
+            assert taken[a] - taken[b] <= 1 or taken[b] == counts[b]
+
+
+def test_another_seed_draws_other_pictures_and_the_same_seed_the_same():
+    pictures = source([50, 50])
+    same = subset_rows(pictures, 20, 3)
+    assert (same == subset_rows(pictures, 20, 3)).all()
+    assert set(same) != set(subset_rows(pictures, 20, 4))
+
+
+def test_the_order_of_the_pictures_changes_nothing():
+    pictures = source([20, 20])
+    backwards = pictures.subset(np.arange(40)[::-1])
+    keys = {pictures.keys[i] for i in subset_rows(pictures, 10, 0)}
+    assert keys == {backwards.keys[i] for i in subset_rows(backwards, 10, 0)}
+
+
+def test_what_cannot_be_is_said():
+    pictures = source([5, 5])
+    with pytest.raises(Error, match=r"a subset of 11 pictures was asked for, and .* has 10"):
+        subset_rows(pictures, 11, 0)
+    with pytest.raises(Error, match="cannot hold one of each of 2 classes"):
+        subset_rows(pictures, 1, 0)
+    several = ArraySource(np.zeros((2, 4, 4), np.uint8), np.eye(2, dtype=np.int64), ["a", "b"])
+    with pytest.raises(Error, match="one label a picture"):
+        subset_rows(several, 2, 0)

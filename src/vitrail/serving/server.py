@@ -164,7 +164,9 @@ async def _until(
     server = _Server(
         uvicorn.Config(
             application(service, routers),
-            http=protocol(settings.connections, lambda: service.metrics.answered(400, 0.0)),
+            http=protocol(
+                settings.connections, lambda status: service.metrics.answered(status, 0.0)
+            ),
             ws="none",
             lifespan="off",
             log_config=None,

@@ -1,6 +1,6 @@
-"""Optional extras: whether their packages are there, told before any work is done."""
+"""Optional packages: asked for where they are used, with the command that installs them."""
 
-from importlib.util import find_spec
+import importlib.util
 
 from vitrail.kit.errors import Error
 
@@ -11,7 +11,7 @@ def needed(extra: str, *packages: str) -> None:
     Raises:
         Error: one is not, with the command that installs it.
     """
-    missing = [package for package in packages if find_spec(package) is None]
+    missing = [package for package in packages if importlib.util.find_spec(package) is None]
     if missing:
         raise Error(
             f"this needs {' and '.join(missing)}, which {'is' if len(missing) == 1 else 'are'} "

@@ -154,6 +154,7 @@ def test_connections_are_bounded(serving):
             with contextlib.suppress(TimeoutError):
                 refused += answer_on(connection)[0] == 503
         assert 20 <= refused <= 22
+        assert server.metric("vitrail_requests_total", status="503") == refused
         assert server.classify().status_code == 200
     finally:
         for connection in connections:

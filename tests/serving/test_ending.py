@@ -13,6 +13,7 @@ from tests.serving.load import Reply, load
 from tests.serving.running import (
     Running,
     alive,
+    answer_on,
     children,
     command,
     launched,
@@ -57,6 +58,8 @@ def test_what_takes_too_long_is_given_up(serving):
         began = time.monotonic()
         assert server.end() == 0
         assert time.monotonic() - began < 5
+        status, headers, _ = answer_on(connection)
+        assert (status, headers["retry-after"]) == (503, "1")
 
 
 def test_a_second_signal_ends_it_at_once(serving):

@@ -1,6 +1,7 @@
 """`vitrail serve` at its start: what is wrong is one sentence, status 2, and nothing listens."""
 
 import contextlib
+import importlib.util
 import json
 import re
 import shlex
@@ -54,10 +55,10 @@ def test_a_port_in_use(model_folder):
 
 @pytest.mark.parametrize("package", ["fastapi", "uvicorn", "python_multipart", "prometheus_client"])
 def test_a_missing_extra(package, model_folder, monkeypatch):
-    import vitrail.kit.extras as extras
-
-    real = extras.find_spec
-    monkeypatch.setattr(extras, "find_spec", lambda name: None if name == package else real(name))
+    found = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name, *a: None if name == package else found(name, *a)
+    )
     err = refused(model_folder)
     assert package in err
     assert "pip install 'vitrail[serve]'" in err

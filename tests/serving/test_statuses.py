@@ -77,6 +77,7 @@ def test_400_what_is_no_picture(real):
 
 
 def test_400_what_is_no_http(real):
+    before = real.metric("vitrail_requests_total", status="400")
     for sent in (
         b"GARBAGE\r\n\r\n",
         b"GET / HTTP/1.1\r\n\r\n",
@@ -87,6 +88,7 @@ def test_400_what_is_no_http(real):
             status, _, body = answer_on(connection)
             assert status == 400
             assert json.loads(body)["error"]
+    assert real.metric("vitrail_requests_total", status="400") == before + 3
 
 
 def test_404_and_405(real):

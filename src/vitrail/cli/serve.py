@@ -37,8 +37,8 @@ def serve(
     """Serve a bundle or a model over HTTP, with a page to try it.
 
     Example: vitrail serve bundle --port 8000
-    Example: curl --data-binary @cat.jpg -H 'content-type: image/jpeg' localhost:8000/v1/classify
 
+    Then: curl --data-binary @cat.jpg -H 'content-type: image/jpeg' localhost:8000/v1/classify
     It ends without losing a request on SIGTERM (status 0) and Ctrl-C (status 130).
 
     Args:

@@ -12,7 +12,7 @@ from typing import Any
 import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-HEAD_SECONDS = 10.0
+HEAD_SECONDS, HEAD_BYTES = 10.0, 16 * 1024
 CRUMBS, CRUMB = 2000, 64  # after so many pieces of a body, their mean size in bytes is at least
 BUSY = b'{"error":"too many connections"}'
 
@@ -38,17 +38,18 @@ class Protocol(H11Protocol):
     """See the module's head. Made by `protocol`, which sets the two fields."""
 
     most: int = 1000
-    malformed: Any = staticmethod(lambda: None)  # called for what is no HTTP request
+    counted: Any = staticmethod(lambda status: None)  # told of answers that no route gave
 
     def __init__(self, *args: Any, **named: Any):
         super().__init__(*args, **named)
-        self.conn = _Connection(h11.SERVER, h11._connection.DEFAULT_MAX_INCOMPLETE_EVENT_SIZE)
+        self.conn = _Connection(h11.SERVER, HEAD_BYTES)
         self._head_timer: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: Any) -> None:
         """As asyncio has it."""
         super().connection_made(transport)
         if len(self.connections) > self.most:
+            self.counted(503)
             transport.write(
                 b"HTTP/1.1 503 Service Unavailable\r\nConnection: close\r\nRetry-After: 1\r\n"
                 b"Content-Type: application/json\r\nContent-Length: %d\r\n\r\n%b"
@@ -81,7 +82,7 @@ class Protocol(H11Protocol):
 
     def send_400_response(self, msg: str) -> None:
         """As uvicorn has it, in JSON and counted."""
-        self.malformed()
+        self.counted(400)
         if self.cycle is not None and not self.cycle.response_complete:  # the body went wrong
             self.cycle.disconnected = True
             self.cycle.message_event.set()
@@ -111,8 +112,6 @@ class Protocol(H11Protocol):
             self._head_timer = None
 
 
-def protocol(connections: int, on_malformed: Any) -> type[Protocol]:
+def protocol(connections: int, counted: Any) -> type[Protocol]:
     """The class of a server's connections."""
-    return type(
-        "Protocol", (Protocol,), {"most": connections, "malformed": staticmethod(on_malformed)}
-    )
+    return type("Protocol", (Protocol,), {"most": connections, "counted": staticmethod(counted)})

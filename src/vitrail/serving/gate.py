@@ -16,7 +16,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 from vitrail.serving.limits import Message, Receive
-from vitrail.serving.service import Service
+from vitrail.serving.service import RETRY, Service
 
 Send = Callable[[Message], Awaitable[None]]
 Scope = dict[str, Any]
@@ -80,6 +80,9 @@ class Passage:
         """Pass it on, and answer for what goes wrong there."""
         try:
             await inner(self.scope, self.receive, self.send)
+        except asyncio.CancelledError:  # the server ends, and this one took too long
+            if not self.status and not self.gone:
+                await self.refuse(503, "the server is ending: try another", RETRY)
         except Exception:
             self.service.log.say(
                 "fault", level="error", request_id=self.id, traceback=traceback.format_exc()

@@ -103,6 +103,8 @@ class _Server(uvicorn.Server):
         while self.server_state.connections and time.monotonic() < end:
             await asyncio.sleep(0.01)
         await super().shutdown(sockets)
+        if self.server_state.connections:  # whose requests were given up: time to say so
+            await asyncio.sleep(0.1)
 
     def _accept_what_waits(self) -> None:
         """Take the connections that the system made: it resets them when we stop listening."""
@@ -164,7 +166,9 @@ async def _until(
     server = _Server(
         uvicorn.Config(
             application(service, routers),
-            http=protocol(settings.connections, lambda: service.metrics.answered(400, 0.0)),
+            http=protocol(
+                settings.connections, lambda status: service.metrics.answered(status, 0.0)
+            ),
             ws="none",
             lifespan="off",
             log_config=None,

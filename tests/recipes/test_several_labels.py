@@ -78,7 +78,8 @@ def test_a_run_is_watched_and_measured_by_mean_average_precision(run, pictures):
 def test_a_bundle_gives_each_label_a_probability_of_its_own(run, pictures, tmp_path, to):
     pytest.importorskip({"openvino": "openvino", "onnx": "onnxruntime", "torch": "torch"}[to])
     model, bundle = run[0], tmp_path / "bundle"
-    said, _ = call("export", model, "--to", to, "--check", pictures, "--out", bundle)
+    words = ("--to", to, "--check", pictures, "--attention", "--out", bundle)
+    said, _ = call("export", model, *words)
     assert "mean average precision" in said
     about = json.loads((bundle / "bundle.json").read_text())
     assert about["several_labels"] is True
@@ -97,6 +98,14 @@ def test_a_bundle_gives_each_label_a_probability_of_its_own(run, pictures, tmp_p
     assert min(rows[1]["red"], rows[1]["blue"]) > 0.5 > rows[1]["green"]
     asked = ("verify", bundle, "--against", model, "--check", pictures, "--split", "train")
     assert "several_labels" in call(*asked)[0]
+    classify = vitrail.Classifier(bundle, threads=1)
+    pixels = np.stack([classify.prepare(pictures.parent / f"{i}.png") for i in (5, 7)])
+    chances, maps = classify.with_attention(pixels)  # as the server asks
+    expected = 1 / (1 + np.exp(-classify.forward(pixels) / classify.temperature))
+    assert np.abs(chances - expected).max() < 1e-6
+    assert np.array_equal(chances, classify.probabilities(pixels))
+    assert chances.dtype == np.float32
+    assert maps.shape == (2, 4, 4)
     if to == "openvino":
         import openvino
 

@@ -1,4 +1,4 @@
-"""A model folder, a bundle and pictures for the tests of serving."""
+"""Real models, a bundle, pictures, one real server and one stand-in for all tests of serving."""
 
 from pathlib import Path
 
@@ -8,10 +8,44 @@ from PIL import Image
 
 import vitrail
 from tests.commands import call
-from tests.export.small import sure_model
+from tests.export.small import CLASSES, sure_model
+from tests.serving.running import Running, command, standin
 from vitrail.kit.preprocess import Preprocessing
 
+for package in ("fastapi", "uvicorn", "httpx", "python_multipart", "prometheus_client"):
+    pytest.importorskip(package)
+
 SUFFIXES = ("jpg", "png", "webp", "bmp")
+
+
+@pytest.fixture(scope="session")
+def model_folder(tmp_path_factory) -> Path:
+    """A small model with an opinion."""
+    folder = tmp_path_factory.mktemp("serving") / "trees"
+    vitrail.save_model(sure_model(), folder, labels=list(CLASSES))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def real(model_folder, tmp_path_factory):
+    """The real command on the real model."""
+    folder = tmp_path_factory.mktemp("real")
+    with command(folder, model_folder, "--threads", 1, "--body-seconds", 2) as server:
+        yield server
+
+
+@pytest.fixture
+def serving(tmp_path):
+    """Starts stand-ins, and ends them."""
+    started: list[Running] = []
+
+    def start(**options) -> Running:
+        started.append(standin(tmp_path / str(len(started)), **options))
+        return started[-1]
+
+    yield start
+    for server in started:
+        server.__exit__()
 
 
 @pytest.fixture(scope="session")

@@ -32,6 +32,7 @@ from vitrail.cli.parse import parsed
 from vitrail.cli.plan import plan
 from vitrail.cli.predict import predict
 from vitrail.cli.probe import probe
+from vitrail.cli.serve import serve
 from vitrail.cli.study import study
 from vitrail.cli.train import train
 from vitrail.cli.verify import verify
@@ -55,6 +56,7 @@ VERBS: dict[str, Callable[..., int]] = {
     "inspect": inspect_model,
     "doctor": doctor,
     "export": export,
+    "serve": serve,
     "models": models,
     "convert": convert,
     "verify": verify,

@@ -32,6 +32,7 @@ def export(
     fp16: bool = False,
     int8: bool = False,
     int8_weights: bool = False,
+    attention: bool = False,
     merge_tokens: Annotated[int, arg("R")] = 0,
     keep_anyway: bool = False,
     overwrite: bool = False,
@@ -59,6 +60,7 @@ def export(
         fp16: Weights in half the size; LayerNorm and softmax stay in float32.
         int8: Compute in 8 bits, calibrated on the data; layers that hurt stay in float.
         int8_weights: Weights in a quarter of the size; the arithmetic stays in float.
+        attention: Let it say too where the model looked: a small map a picture.
         merge_tokens: Merge R tokens in each block of a plain ViT: faster, and not exact.
         keep_anyway: Leave the bundle even when the check refuses it.
         overwrite: Let a bundle in --out go.
@@ -71,10 +73,16 @@ def export(
     _check_flags(to, chosen, check, no_check, samples, max_drop)
     if merge_tokens < 0:
         raise Error(f"--merge-tokens is 0 or more tokens a block, not {merge_tokens}")
+    if merge_tokens and attention:
+        raise Error(
+            "--attention and --merge-tokens exclude each other, because merged tokens have no "
+            "place in the picture: give one"
+        )
     made, gate = _exported(
         source, to, out, chosen[0] if chosen else "fp32",
         check=check, samples=samples, max_drop=max_drop, keep_anyway=keep_anyway,
-        overwrite=overwrite, model=model, which=which, split=split, merge_tokens=merge_tokens,
+        overwrite=overwrite, model=model, which=which, split=split, attention=attention,
+        merge_tokens=merge_tokens,
     )  # fmt: skip
     refused = gate is not None and not gate.passed
     if no_check:
@@ -138,6 +146,7 @@ def _exported(
         max_drop=given["max_drop"],
         keep_anyway=given["keep_anyway"],
         overwrite=given["overwrite"],
+        attention=given["attention"],
         several=several,
         merge_tokens=given["merge_tokens"],
     )
@@ -188,13 +197,17 @@ def _torch_bundle(
     import shutil
     import tempfile
 
+    from vitrail.export.attention import attention_view
     from vitrail.export.blame import explained_merging
     from vitrail.export.bundle import Manifest, write_bundle
     from vitrail.export.check import check_kind, check_names, compare, draw_samples, reference_of
     from vitrail.export.make import Made, names_of
+    from vitrail.export.names import ATTENTION, OUTPUTS
     from vitrail.export.verify import torch_logits
     from vitrail.weights.folder import load_model, save_model
 
+    if given["attention"]:
+        attention_view(model)  # says so where there is none
     labels, gate = names_of(model, images), None
     several, merge = given["several"], given["merge_tokens"]
     with tempfile.TemporaryDirectory(prefix="vitrail-export-") as name:
@@ -228,6 +241,7 @@ def _torch_bundle(
             temperature=temperature,
             source_sha256=digest,
             gate=None if gate is None else gate.to_json(),
+            outputs=(*OUTPUTS, ATTENTION) if given["attention"] else OUTPUTS,
             several_labels=several,
             merge_tokens=merge,
         )
@@ -258,6 +272,8 @@ def _print(out: Path, made: Made) -> None:
             f"same answer {100 * gate.agreement:.2f} %, largest difference of a logit "
             f"{gate.max_logit_gap:.2g} (the largest logit is {gate.max_logit:.3g})"
         )
+        if gate.attention_gap is not None:
+            print(f"largest difference of its attention {gate.attention_gap:.2g}")
         for step in gate.steps:
             print(f"  {step.name:32} {100 * step.figure:8.2f} %   logits move by {step.moved:.2g}")
     if manifest.quantisation:

@@ -19,7 +19,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from vitrail.export.names import INPUT, OPSET, OUTPUTS
+from vitrail.export.names import ATTENTION, INPUT, OPSET, OUTPUTS
 from vitrail.kit.errors import Error, listing
 from vitrail.kit.files import sha256_of
 from vitrail.kit.preprocess import Preprocessing
@@ -51,6 +51,7 @@ class Manifest:
         versions: of the packages that made it.
         files: name to SHA-256.
         quantisation: what was done to layers, for a quantised graph.
+        outputs: what the graph gives; ``attention`` is among them where it was asked for.
         several_labels: whether a picture may have several labels: then the probabilities are
             sigmoids, each of its own.
         merge_tokens: how many tokens are merged in each block (`export.merging`).
@@ -66,8 +67,14 @@ class Manifest:
     versions: dict[str, str] = field(default_factory=dict)
     files: dict[str, str] = field(default_factory=dict)
     quantisation: dict[str, Any] | None = None
+    outputs: tuple[str, ...] = OUTPUTS
     several_labels: bool = False
     merge_tokens: int = 0
+
+    @property
+    def attends(self) -> bool:
+        """Whether it gives the map of attention."""
+        return ATTENTION in self.outputs
 
     def to_json(self) -> dict[str, Any]:
         """The whole of `bundle.json`, its own hash included."""
@@ -80,7 +87,7 @@ class Manifest:
             "preprocessing": self.preprocessing.to_json(),
             "temperature": self.temperature,
             "input": {"name": INPUT, "height": height, "width": width},
-            "outputs": list(OUTPUTS),
+            "outputs": list(self.outputs),
             "opset": OPSET if self.runtime == "onnx" else None,
             "versions": self.versions,
             "source_sha256": self.source_sha256,
@@ -146,6 +153,7 @@ def read_manifest(folder: str | Path) -> Manifest:
             versions=fields["versions"],
             files=dict(fields["files"]),
             quantisation=fields.get("quantisation"),
+            outputs=tuple(str(name) for name in fields["outputs"]),
             several_labels=bool(fields.get("several_labels", False)),
             merge_tokens=int(fields.get("merge_tokens", 0)),
         )
@@ -283,7 +291,7 @@ RUN = {
         "onnxruntime",
         "import onnxruntime",
         'session = onnxruntime.InferenceSession(str(folder / "model.onnx"))\n'
-        'logits, probabilities = session.run(None, {"images": images})',
+        'logits, probabilities = session.run(["logits", "probabilities"], {"images": images})',
     ),
     "openvino": (
         "openvino",
@@ -393,14 +401,20 @@ def _input_in_words(manifest: Manifest) -> str:
             + merging.replace(" Each", " Opened by Vitrail, each")
         )
     height, width = pre.size
+    attention = (
+        " `attention` [b, rows, columns]: how\n"
+        "much of the last attention lies on each place of the input."
+        if manifest.attends
+        else ""
+    )
     chances = (
         "sigmoid (a picture may have several labels)" if manifest.several_labels else "softmax"
     )
     return f"""\
 Input `{INPUT}`: uint8 [b, {height}, {width}, 3], RGB, any number b of pictures, *not* normalised:
 the mean and the deviation are in the graph. Outputs: `logits` and `probabilities` [b, {classes}],
-the {chances} of logits / {manifest.temperature:g}.{merging} A picture becomes the input by
-`{pre.fit}`, {pre.interpolation} (Pillow's, which
+the {chances} of logits / {manifest.temperature:g}.{attention}{merging} A picture becomes the
+input by `{pre.fit}`, {pre.interpolation} (Pillow's, which
 averages when it makes smaller), crop {pre.crop:g}:"""
 
 

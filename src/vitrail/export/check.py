@@ -19,11 +19,14 @@ import torch
 from vitrail.data.draws import order
 from vitrail.data.examples import Source
 from vitrail.data.loader import eval_batches
+from vitrail.export.runtime import Runtime, TorchRuntime
 from vitrail.kit.errors import Error, did_you_mean, listing
 from vitrail.kit.preprocess import Preprocessing
 from vitrail.metrics.calibration import equal_width, error_of
 from vitrail.metrics.ranking import average_precision
+from vitrail.models.base import ImageClassifier
 
+LOOKED_AT = 16  # pictures whose attention is compared
 EXACT = 1e-3  # of the largest logit: how far a float32 graph may be from the model
 TOP1, MAP = "top-1", "mean average precision"
 Logits = Callable[[np.ndarray], np.ndarray]
@@ -76,6 +79,8 @@ class Gate:
             runtime with its own threads, on a machine that may be busy.
         reference_bytes, exported_bytes: of the weights and of the bundle's files.
         max_drop: what was allowed, in points.
+        attention_gap: the largest difference of a map of attention, on the first pictures; None
+            where there is none.
         reasons: why it is refused; empty when it passed.
         steps: from the model to the bundle, where it was looked at (`blame`).
     """
@@ -97,6 +102,7 @@ class Gate:
     exported_bytes: int
     max_drop: float
     reasons: tuple[str, ...]
+    attention_gap: float | None = None
     steps: tuple[Step, ...] = ()
 
     @property
@@ -248,6 +254,24 @@ def compare(
         max_drop=max_drop,
         reasons=tuple(reasons),
     )
+
+
+def with_attention(
+    gate: Gate, images: np.ndarray, model: ImageClassifier, exported: Runtime, exact: bool
+) -> Gate:
+    """The gate's finding with what became of the map of attention, on a few of the pictures.
+
+    Args:
+        images: uint8 [n h w 3].
+        exact: as for `compare`.
+    """
+    shown = images[:LOOKED_AT]
+    _, expected = TorchRuntime(model, next(model.parameters()).device).with_attention(shown)
+    _, got = exported.with_attention(shown)
+    gap, largest = float(np.abs(got - expected).max()), float(expected.max())
+    other = exact and not gap <= EXACT * largest
+    reason = f"its attention is up to {gap:.2g} away from the model's" if other else None
+    return replace(gate, attention_gap=gap).because(reason)
 
 
 def check_kind(source: Source, several: bool) -> None:

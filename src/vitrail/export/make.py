@@ -12,6 +12,7 @@ import numpy as np
 
 from vitrail.data.examples import Source
 from vitrail.export import quantize
+from vitrail.export.attention import attention_view
 from vitrail.export.blame import MERGING, explained
 from vitrail.export.bundle import GRAPHS, Manifest, check_free, labels_of, write_bundle
 from vitrail.export.check import (
@@ -24,9 +25,10 @@ from vitrail.export.check import (
     draw_samples,
     folded_of,
     reference_of,
+    with_attention,
 )
 from vitrail.export.fold import fold
-from vitrail.export.graph import layers_of, program_of, to_onnx, to_openvino
+from vitrail.export.graph import layers_of, outputs_of, program_of, to_onnx, to_openvino
 from vitrail.export.merging import fold_merging
 from vitrail.export.runtime import open_graph
 from vitrail.kit.errors import Error
@@ -56,6 +58,7 @@ class Wanted:
         max_drop: points of top-1 that may be lost.
         keep_anyway: leave the bundle even when the gate refuses it.
         overwrite: let a bundle that is there go.
+        attention: whether the graph gives the map of attention too.
         several: whether the model gives a picture several labels.
         merge_tokens: how many tokens each block merges (`merging`); 0 for none.
     """
@@ -68,8 +71,18 @@ class Wanted:
     max_drop: float = 0.5
     keep_anyway: bool = False
     overwrite: bool = False
+    attention: bool = False
     several: bool = False
     merge_tokens: int = 0
+
+    @property
+    def of_graph(self) -> dict[str, Any]:
+        """What a `GraphWriter` is told of it."""
+        return {
+            "attention": self.attention,
+            "several": self.several,
+            "merge": self.merge_tokens,
+        }
 
 
 @dataclass(frozen=True)
@@ -93,8 +106,12 @@ class GraphWriter:
         temperature: of the probabilities.
         pictures: uint8 [n h w 3] for int8, or None.
         balance: whether `quantize.balanced` comes first.
+        attention: whether the graph gives the map of attention too.
         several: whether a picture may have several labels.
         merge: how many tokens each block merges.
+
+    Raises:
+        Error: a model that has no such map, or tokens that cannot be merged.
     """
 
     def __init__(
@@ -105,14 +122,16 @@ class GraphWriter:
         pictures: np.ndarray | None = None,
         balance: bool = False,
         *,
+        attention: bool = False,
         several: bool = False,
         merge: int = 0,
     ):
         self.to, self.pictures, self.balance = to, pictures, balance
+        view = attention_view(model) if attention else None
         self.folded = fold_merging(model, merge)
         if balance and pictures is not None:
             self.folded = quantize.balanced(self.folded, pictures)
-        self.program = program_of(self.folded, temperature, several=several)
+        self.program = program_of(self.folded, temperature, view, several=several)
         self.graph: Any = (to_onnx if to == "onnx" else to_openvino)(self.program)
 
     def write(self, folder: Path, precision: str, layers: Sequence[str] = ()) -> None:
@@ -175,7 +194,7 @@ def make_bundle(
 
     Raises:
         Error: ``out`` holds something, an extra is missing, no pictures for int8, pictures of
-            classes that the model does not know, or tokens that cannot be merged.
+            classes that the model does not know, tokens that cannot be merged, or no attention.
     """
     check_free(out, wanted.overwrite)
     if wanted.precision not in PRECISIONS:
@@ -183,12 +202,15 @@ def make_bundle(
     needed(wanted.to, *NEEDED[wanted.to])
     if wanted.to == "openvino" and wanted.precision.startswith("int8"):
         needed("openvino", "nncf")
+    if wanted.attention and wanted.merge_tokens:
+        raise Error("tokens that are merged have no place in a picture: no map of attention")
+    if wanted.attention:
+        attention_view(model)  # says at once where there is none
     drawn, pictures = _pictures(model, wanted)
     if drawn is not None:
         check_names(drawn, names_of(model, wanted.source))
     say(f"folding and tracing for {wanted.to}")
-    options = {"several": wanted.several, "merge": wanted.merge_tokens}
-    writer = GraphWriter(model, wanted.to, temperature, pictures, **options)
+    writer = GraphWriter(model, wanted.to, temperature, pictures, **wanted.of_graph)
     layers = _by_hurt(writer, say) if wanted.precision == "int8" else {}
     manifest = Manifest(
         runtime=wanted.to,
@@ -197,6 +219,7 @@ def make_bundle(
         preprocessing=model.preprocessing,
         temperature=temperature,
         source_sha256=source_sha256,
+        outputs=outputs_of(writer.program),
         several_labels=wanted.several,
         merge_tokens=wanted.merge_tokens,
     )
@@ -236,14 +259,14 @@ class _Attempts:
                     break
                 left = "balancing the channels" if attempt == 0 else "more layers go into float"
                 self.say(f"refused so: {gate.reasons[0]}; {left}")
-            return self.finish(work, self.explained(gate, work), float_ones)
+            gate = self.looked(self.explained(gate, work), work)
+            return self.finish(work, gate, float_ones)
 
     def rebalance(self) -> None:
         """From here on with balanced channels."""
         writer, temperature = self.writer, self.manifest.temperature
-        options = {"several": self.wanted.several, "merge": self.wanted.merge_tokens}
         self.writer = GraphWriter(
-            self.model, writer.to, temperature, writer.pictures, True, **options
+            self.model, writer.to, temperature, writer.pictures, True, **self.wanted.of_graph
         )
         self.layers = _by_hurt(self.writer, self.say)
 
@@ -259,10 +282,22 @@ class _Attempts:
             exported.logits,
             labels=self.manifest.labels,
             temperature=self.manifest.temperature,
-            exact=self.wanted.precision == "fp32" and not self.wanted.merge_tokens,
+            exact=self.exact,
             max_drop=self.wanted.max_drop,
             sizes=(weights, sum(path.stat().st_size for path in work.iterdir())),
         )
+
+    @property
+    def exact(self) -> bool:
+        """Whether the graph claims to compute what the model does."""
+        return self.wanted.precision == "fp32" and not self.wanted.merge_tokens
+
+    def looked(self, gate: Gate | None, work: Path) -> Gate | None:
+        """The gate's finding with what became of the attention, where that is wanted."""
+        if gate is None or self.drawn is None or not self.wanted.attention:
+            return gate
+        exported = open_graph(work, self.manifest)
+        return with_attention(gate, self.drawn.images, self.model, exported, self.exact)
 
     def explained(self, gate: Gate | None, work: Path) -> Gate | None:
         """The gate's finding with what each step did, where it refused or tokens were merged."""

@@ -24,6 +24,7 @@ from vitrail.export.reading import LastBlock, Reader
 from vitrail.kit.errors import Error
 from vitrail.models.base import ImageClassifier
 from vitrail.models.parts import Attention, Block
+from vitrail.models.tape import Tape
 from vitrail.models.vit import VisionTransformer
 
 POOLS = ("token", "mean", "token_mean")
@@ -87,8 +88,8 @@ class MergingTransformer(FoldedTransformer):
             self.merged.append(min(tokens, self.left // 2) if isinstance(block, Block) else 0)
             self.left -= self.merged[-1]
 
-    def forward(self, images: Tensor) -> Tensor:
-        """uint8 [b h w 3] to logits [b k]."""
+    def forward(self, images: Tensor, tape: Tape | None = None) -> Tensor:
+        """uint8 [b h w 3] to logits [b k]; records nothing, for merged tokens have no places."""
         x = self.patches(images) + self.table
         if self.prefix:
             x = torch.cat([self.tokens.expand(x.shape[0], -1, -1), x], dim=1)

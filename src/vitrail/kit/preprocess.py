@@ -146,6 +146,17 @@ class Preprocessing:
             across = _border(shape[0], self.size[1]) * scale_x
         return upper + top, left + across, self.size[0] * scale_y, self.size[1] * scale_x
 
+    def region(self, width: int, height: int) -> tuple[float, float, float, float]:
+        """What `window` is, as shares of the picture: (left, top, right, bottom).
+
+        0 and 1 are the picture's own sides; with ``letterbox`` what is padded lies beyond them.
+
+        Args:
+            width, height: of the upright picture, in pixels.
+        """
+        top, left, tall, wide = self.window(width, height)
+        return left / width, top / height, (left + wide) / width, (top + tall) / height
+
     @property
     def _goal(self) -> tuple[int, int]:
         """(height, width) that a picture is resized towards, before the crop."""

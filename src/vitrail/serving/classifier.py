@@ -7,6 +7,7 @@ opened.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -16,12 +17,35 @@ from vitrail.data.decode import pixels_of
 from vitrail.data.examples import read_file
 from vitrail.data.views import decode_for
 from vitrail.export.bundle import Manifest, checking_files, is_bundle, read_manifest
-from vitrail.export.runtime import MergingRuntime, Runtime, TorchRuntime, open_graph
+from vitrail.export.runtime import (
+    MERGED,
+    WITHOUT,
+    MergingRuntime,
+    Runtime,
+    TorchRuntime,
+    open_graph,
+)
 from vitrail.kit.errors import Error
 from vitrail.kit.preprocess import Preprocessing
 from vitrail.serving.stream import Prediction, stream
 
 Picture = str | Path | bytes | Image.Image | np.ndarray
+
+
+@dataclass(frozen=True)
+class Attention:
+    """Where a model looked in one picture.
+
+    Attributes:
+        values: float32 [rows columns], how much of the attention lies on each place; see
+            `export.attention` for what is counted.
+        region: the part of the upright picture that the places share evenly, (left, top, right,
+            bottom) as shares of it; what the model does not see lies outside, and what is padded
+            lies beyond 0 and 1.
+    """
+
+    values: np.ndarray
+    region: tuple[float, float, float, float]
 
 
 class Classifier:
@@ -35,6 +59,7 @@ class Classifier:
         device: ``cpu``, ``cuda`` or None for the best there is.
         which: ``final`` or ``best`` weights of a model folder.
         name: the zoo's name of the model, for a file that does not say it.
+        shared: whether others need the cores between two calls, as beside a server.
 
     Attributes:
         labels: the class names in the order of the logits.
@@ -64,17 +89,20 @@ class Classifier:
         device: str | None = None,
         which: str = "final",
         name: str | None = None,
+        shared: bool = False,
     ):
         for words, number in (("threads", threads), ("batch_size", batch_size)):
             if number is not None and number < 1:
                 raise Error(f"{words} must be at least 1, not {number}")
         self.batch_size = batch_size
         if is_bundle(path):
-            self._runtime = self._open_bundle(Path(path).expanduser(), threads, device)
+            self._runtime = self._open_bundle(Path(path).expanduser(), threads, device, shared)
         else:
             self._runtime = self._open_model(path, threads, device, which, name)
 
-    def _open_bundle(self, folder: Path, threads: int | None, device: str | None) -> Runtime:
+    def _open_bundle(
+        self, folder: Path, threads: int | None, device: str | None, shared: bool
+    ) -> Runtime:
         manifest = self.manifest = read_manifest(folder)
         with checking_files(folder, manifest):
             if manifest.runtime == "torch":
@@ -82,7 +110,7 @@ class Classifier:
                 if manifest.merge_tokens:
                     runtime = MergingRuntime(self.model, manifest.merge_tokens, runtime.device)
             else:
-                runtime = open_graph(folder, manifest, threads, device)
+                runtime = open_graph(folder, manifest, threads, device, shared)
         self.labels, self.temperature = manifest.labels, manifest.temperature
         self.preprocessing, self.runtime = manifest.preprocessing, manifest.runtime
         self.several = manifest.several_labels
@@ -121,6 +149,11 @@ class Classifier:
         return self._runtime.device
 
     @property
+    def attends(self) -> bool:
+        """Whether `attention` can be asked for: a bundle has it if it was exported with it."""
+        return self._runtime.attends and (self.manifest is None or self.manifest.attends)
+
+    @property
     def image_size(self) -> int | tuple[int, int]:
         """The model's input size: one number, or (height, width) where they differ."""
         height, width = self.preprocessing.size
@@ -153,14 +186,35 @@ class Classifier:
         """
         if top_k < 1:
             raise Error(f"top_k must be at least 1, not {top_k}")
-        rows = logits / np.float32(self.temperature)
-        chances = _sigmoid(rows) if self.several else _softmax(rows)
+        chances = self._chances(logits)
         places = np.argsort(-chances, axis=-1, kind="stable")[:, :top_k]
         values = np.take_along_axis(chances, places, axis=-1)
         return [
             [(self.labels[place], value) for place, value in zip(row, likely, strict=True)]
             for row, likely in zip(places.tolist(), values.tolist(), strict=True)
         ]
+
+    def probabilities(self, pixels: np.ndarray) -> np.ndarray:
+        """Of pictures made by `prepare`, uint8 [b *size 3], all of them: float32 [b k]."""
+        return self._chances(self.forward(pixels))
+
+    def with_attention(self, pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """`probabilities`, and the maps of attention [b rows columns] float32.
+
+        Raises:
+            Error: see `attention`.
+        """
+        self._check_attends()
+        logits, maps = self._runtime.with_attention(pixels)
+        return self._chances(logits), maps
+
+    def _check_attends(self) -> None:
+        if self.manifest is not None and not self.manifest.attends:
+            raise Error(MERGED if self.manifest.merge_tokens else WITHOUT)
+
+    def _chances(self, logits: np.ndarray) -> np.ndarray:
+        rows = logits / np.float32(self.temperature)
+        return _sigmoid(rows) if self.several else _softmax(rows)
 
     def logits(self, images: Picture | Iterable[Picture]) -> np.ndarray:
         """The logits before temperature, float32 [n k]; pictures as for a call.
@@ -170,6 +224,25 @@ class Classifier:
         """
         rows = [self._batch(batch) for batch in _batches(_listed(images), self.batch_size)]
         return np.concatenate(rows) if rows else np.zeros((0, len(self.labels)), np.float32)
+
+    def attention(self, images: Picture | Iterable[Picture]) -> list[Attention]:
+        """Where the model looks in each picture; pictures as for a call.
+
+        Raises:
+            Error: a picture that cannot be read, a model without attention, or a bundle that was
+                exported without it.
+        """
+        self._check_attends()
+        found = []
+        for batch in _batches(_listed(images), self.batch_size):
+            opened = [self._open(image) for image in batch]
+            pixels = np.stack([self.preprocessing.geometry(image) for image in opened])
+            _, maps = self._runtime.with_attention(pixels)
+            found += [
+                Attention(values, self.preprocessing.region(image.shape[1], image.shape[0]))
+                for values, image in zip(maps, opened, strict=True)
+            ]
+        return found
 
     def stream(
         self, images: Iterable[Picture], top_k: int = 5, workers: int | None = None

@@ -145,7 +145,9 @@ def test_an_inspection_is_not_written_over_unless_asked(models, photos, tmp_path
     before = (out / "report.html").read_bytes()
     _, err = call(*words, status=2)
     assert "exists and is not empty: add --overwrite" in err
+    (out / "figures" / "of-another-model.png").write_bytes(b"")
     call(*words, "--overwrite")
+    assert not (out / "figures" / "of-another-model.png").exists()
     assert b"--overwrite" not in (out / "report.html").read_bytes()
     assert (out / "report.html").read_bytes() == before
     (tmp_path / "notes").mkdir()

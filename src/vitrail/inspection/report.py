@@ -213,6 +213,9 @@ class _Report:
         self.summary: dict[str, Any] = {"model": name, "images": len(pictures)}
         self.saved: list[str] = []
         (out / "figures").mkdir(exist_ok=True)
+        for old in (out / "figures").iterdir():  # of an inspection that this one takes the place of
+            if old.suffix in (".png", ".svg"):
+                old.unlink()
 
     def add(self, part: Part | None) -> None:
         if part is None:

@@ -54,8 +54,8 @@ def compared(
     import torch
 
     import vitrail
-    from vitrail.export.bundle import GRAPHS
     from vitrail.export.make import GraphWriter
+    from vitrail.export.names import GRAPHS
     from vitrail.export.runtime import OnnxRuntime, OpenVinoRuntime
 
     runtimes, sizes = [], []

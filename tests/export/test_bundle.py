@@ -15,8 +15,9 @@ from PIL import Image
 import vitrail
 from tests.commands import call, start
 from tests.export.small import CLASSES, answered, class_folder, pictures, sure_model
-from vitrail.export.bundle import Manifest, example, read_manifest, write_manifest
+from vitrail.export.bundle import Manifest, read_manifest, write_manifest
 from vitrail.export.make import Wanted, make_bundle
+from vitrail.export.readme import example
 from vitrail.export.verify import verify_bundle
 from vitrail.kit.preprocess import Preprocessing
 from vitrail.weights.folder import update_details

@@ -6,8 +6,8 @@ import torch
 
 from tests.export.small import pictures
 from tests.export.test_fold import FAMILIES, build
-from vitrail.export.bundle import GRAPHS
 from vitrail.export.make import GraphWriter
+from vitrail.export.names import GRAPHS
 from vitrail.export.runtime import OnnxRuntime, OpenVinoRuntime
 from vitrail.kit.errors import Error
 

@@ -14,7 +14,7 @@ from vitrail.data.examples import Source
 from vitrail.export import quantize
 from vitrail.export.attention import attention_view
 from vitrail.export.blame import MERGING, explained
-from vitrail.export.bundle import GRAPHS, Manifest, check_free, labels_of, write_bundle
+from vitrail.export.bundle import Manifest, check_free, labels_of, write_bundle
 from vitrail.export.check import (
     Gate,
     Logits,
@@ -30,6 +30,7 @@ from vitrail.export.check import (
 from vitrail.export.fold import fold
 from vitrail.export.graph import layers_of, outputs_of, program_of, to_onnx, to_openvino
 from vitrail.export.merging import fold_merging
+from vitrail.export.names import GRAPHS
 from vitrail.export.runtime import open_graph
 from vitrail.kit.errors import Error
 from vitrail.kit.extras import needed

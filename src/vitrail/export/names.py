@@ -5,3 +5,5 @@ It stands alone, so that running a graph costs no import of what makes it (torch
 
 INPUT, OUTPUTS, ATTENTION = "images", ("logits", "probabilities"), "attention"
 OPSET = 20  # the first with GELU as an operation of its own
+MANIFEST = "bundle.json"
+GRAPHS = {"onnx": "model.onnx", "openvino": "model.xml", "torch": "model.safetensors"}

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from vitrail.export.bundle import GRAPHS, Manifest
-from vitrail.export.names import ATTENTION, INPUT
+from vitrail.export.bundle import Manifest
+from vitrail.export.names import ATTENTION, GRAPHS, INPUT
 from vitrail.kit.errors import Error
 from vitrail.kit.extras import needed
 

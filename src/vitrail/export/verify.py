@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from vitrail.data.examples import Source
-from vitrail.export.bundle import GRAPHS, MANIFEST, Manifest, damaged_files, read_manifest
+from vitrail.export.bundle import Manifest, damaged_files, read_manifest
 from vitrail.export.check import (
     Gate,
     Logits,
@@ -23,6 +23,7 @@ from vitrail.export.check import (
     reference_of,
 )
 from vitrail.export.merging import fold_merging
+from vitrail.export.names import GRAPHS, MANIFEST
 from vitrail.export.runtime import open_graph
 from vitrail.kit.errors import Error
 from vitrail.models.base import ImageClassifier

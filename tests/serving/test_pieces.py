@@ -128,6 +128,7 @@ def test_anything_else_in_the_folder_is_refused_by_name(predict, bundle, model, 
     (less / "a" / "07.png").unlink()
     warm = changed(bundle, tmp_path / "warm", temperature=2.0)
     named = changed(bundle, tmp_path / "named", labels=list("abcd"))
+    merging = changed(bundle, tmp_path / "merging", merge_tokens=1)
     for words, options, sentence in (
         (["--top", 3], {}, r"another --top \(2, now 3\)"),
         (["--format", "csv"], {}, r"another --format \(jsonl, now csv\)"),
@@ -136,6 +137,7 @@ def test_anything_else_in_the_folder_is_refused_by_name(predict, bundle, model, 
         ([], {"by": model}, "another model"),
         ([], {"by": warm}, r"another temperature \(1.0, now 2.0\)"),
         ([], {"by": named}, "other labels"),
+        ([], {"by": merging}, "merges another number of tokens"),
         ([], {"on": again}, "other pictures, of which the first differs between .*pictures/a/03"),
         ([], {"on": less}, r"another number of pictures \(47, now 46\)"),
     ):

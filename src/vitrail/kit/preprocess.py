@@ -105,31 +105,6 @@ class Preprocessing:
             image = image.convert("RGB")
         return _FIT[self.fit](self, image)
 
-    def region(self, width: int, height: int) -> tuple[float, float, float, float]:
-        """What part of a picture the model sees: (left, top, right, bottom) as shares of it.
-
-        0 and 1 are the picture's own sides; with ``letterbox`` what is padded lies beyond them.
-
-        Args:
-            width, height: of the upright picture, in pixels.
-        """
-        cut_w, cut_h, shape = _plan(self, width, height)
-        sides = []
-        for length, cut, resized, wanted in (
-            (width, cut_w, shape[0], self.size[1]),
-            (height, cut_h, shape[1], self.size[0]),
-        ):
-            # As `_centre` cuts and `_letterbox` pads: the first pixel of the input, counted from
-            # the first of the resized picture.
-            begin = (
-                round((resized - wanted) / 2) if resized >= wanted else -((wanted - resized) // 2)
-            )
-            scale = (length - 2 * cut) / resized
-            ends = (cut + begin * scale, cut + (begin + wanted) * scale)
-            sides.append([end / length for end in ends])
-        (left, right), (top, bottom) = sides
-        return left, top, right, bottom
-
     def needed_size(self, width: int, height: int) -> int | None:
         """The shorter side, in pixels, at which a file must be decoded for `geometry`.
 
@@ -147,6 +122,45 @@ class Preprocessing:
         scales = goal_h / height, goal_w / width
         scale = MARGIN * (min(scales) if self.fit == "letterbox" else max(scales))
         return math.ceil(min(width, height) * scale - 1e-6) if scale < 1 else None
+
+    def window(self, width: int, height: int) -> tuple[float, float, float, float]:
+        """The part of a picture that becomes the model's input: (top, left, height, width).
+
+        In pixels of the picture, with fractions; it reaches beyond the picture where `geometry`
+        pads. A place (y, x) of the input, in pixels, is (top + y * height / input height,
+        left + x * width / input width) of the picture.
+
+        Args:
+            width, height: of the picture that `geometry` is given.
+        """
+        left, upper = 0, 0
+        if self.fit == "crop":
+            left, upper, right, lower = _middle(width, height, *self._goal)
+            width, height = right - left, lower - upper
+        shape = _SHAPE[self.fit](width, height, *self._goal)
+        scale_y, scale_x = height / shape[1], width / shape[0]
+        top = round((shape[1] - self.size[0]) / 2) * scale_y
+        across = round((shape[0] - self.size[1]) / 2) * scale_x
+        if self.fit == "letterbox":
+            top = _border(shape[1], self.size[0]) * scale_y
+            across = _border(shape[0], self.size[1]) * scale_x
+        return upper + top, left + across, self.size[0] * scale_y, self.size[1] * scale_x
+
+    def region(self, width: int, height: int) -> tuple[float, float, float, float]:
+        """What `window` is, as shares of the picture: (left, top, right, bottom).
+
+        0 and 1 are the picture's own sides; with ``letterbox`` what is padded lies beyond them.
+
+        Args:
+            width, height: of the upright picture, in pixels.
+        """
+        top, left, tall, wide = self.window(width, height)
+        return left / width, top / height, (left + wide) / width, (top + tall) / height
+
+    @property
+    def _goal(self) -> tuple[int, int]:
+        """(height, width) that a picture is resized towards, before the crop."""
+        return math.floor(self.size[0] / self.crop), math.floor(self.size[1] / self.crop)
 
     def normalize(self, images: "torch.Tensor") -> "torch.Tensor":
         """A batch of uint8 [b h w 3] to float32 [b c h w] with this mean and std.
@@ -234,27 +248,28 @@ def _centre(image: Image.Image, size: tuple[int, int]) -> np.ndarray:
     return np.array(image.crop((left, top, left + width, top + height)))
 
 
-def _plan(self: Preprocessing, width: int, height: int) -> tuple[int, int, tuple[int, int]]:
-    """What is cut off both ends, (of the width, of the height), and the (width, height) after."""
-    goal_h, goal_w = (math.floor(side / self.crop) for side in self.size)
-    if self.fit == "squash":
-        return 0, 0, (goal_w, goal_h)
-    if self.fit == "letterbox":
-        scale = min(goal_h / height, goal_w / width)
-        inner_h = min(goal_h, max(1, round(height * scale)))
-        return 0, 0, (min(goal_w, max(1, round(width * scale))), inner_h)
-    # The shorter side becomes floor(size / crop) and the longer one is cut down to a whole number
-    # of pixels, as torchvision and timm do. A size that is not square scales by the side that
-    # needs the most.
-    cut_w, cut_h = _far_ends(width, height, goal_h, goal_w)
-    width, height = width - 2 * cut_w, height - 2 * cut_h
+def _crop(self: Preprocessing, image: Image.Image) -> np.ndarray:
+    # A size that is not square scales by the side that needs the most.
+    middle = _middle(image.width, image.height, *self._goal)
+    if middle != (0, 0, image.width, image.height):
+        image = image.crop(middle)
+    shape = _covering(image.width, image.height, *self._goal)
+    return _centre(_resized(self, image, shape), self.size)
+
+
+def _covering(width: int, height: int, goal_h: int, goal_w: int) -> tuple[int, int]:
+    """(width, height) of a picture resized until it covers the goal.
+
+    The shorter side becomes floor(size / crop) and the longer one is cut down to a whole number of
+    pixels, as torchvision and timm do.
+    """
     if goal_h / height >= goal_w / width:
-        return cut_w, cut_h, (max(goal_w, int(goal_h * width / height)), goal_h)
-    return cut_w, cut_h, (goal_w, max(goal_h, int(goal_w * height / width)))
+        return max(goal_w, int(goal_h * width / height)), goal_h
+    return goal_w, max(goal_h, int(goal_w * height / width))
 
 
-def _far_ends(width: int, height: int, goal_h: int, goal_w: int) -> tuple[int, int]:
-    """What to cut off an extreme strip, for it would be resized to be thrown away.
+def _middle(width: int, height: int, goal_h: int, goal_w: int) -> tuple[int, int, int, int]:
+    """The middle of an extreme strip, whose ends would be resized to be thrown away: a box.
 
     A picture of 1x50,000 pixels would otherwise become 248x12,400,000 first. The centre stays
     where it is, and pictures of usual shapes are left alone.
@@ -263,31 +278,42 @@ def _far_ends(width: int, height: int, goal_h: int, goal_w: int) -> tuple[int, i
     most_w = max(1, math.ceil(longest * height * goal_w / goal_h))
     most_h = max(1, math.ceil(longest * width * goal_h / goal_w))
     if width <= most_w + 1 and height <= most_h + 1:
-        return 0, 0
-    return max(0, (width - most_w) // 2), max(0, (height - most_h) // 2)
+        return 0, 0, width, height
+    cut_w = (width - most_w) // 2 if width > most_w else 0
+    cut_h = (height - most_h) // 2 if height > most_h else 0
+    return cut_w, cut_h, width - cut_w, height - cut_h
 
 
-def _planned(self: Preprocessing, image: Image.Image) -> Image.Image:
-    """A picture without its far ends, resized as `_plan` says."""
-    cut_w, cut_h, shape = _plan(self, *image.size)
-    if cut_w or cut_h:
-        image = image.crop((cut_w, cut_h, image.width - cut_w, image.height - cut_h))
-    return _resized(self, image, shape)
+def _squash(self: Preprocessing, image: Image.Image) -> np.ndarray:
+    shape = _exact(image.width, image.height, *self._goal)
+    return _centre(_resized(self, image, shape), self.size)
 
 
-def _cut(self: Preprocessing, image: Image.Image) -> np.ndarray:
-    return _centre(_planned(self, image), self.size)
+def _exact(width: int, height: int, goal_h: int, goal_w: int) -> tuple[int, int]:
+    return goal_w, goal_h
 
 
 def _letterbox(self: Preprocessing, image: Image.Image) -> np.ndarray:
     height, width = self.size
-    resized = _planned(self, image)
-    inner = _centre(resized, (min(resized.height, height), min(resized.width, width)))
+    inner_w, inner_h = _inside(image.width, image.height, *self._goal)
+    inner = _resized(self, image, (inner_w, inner_h))
+    inner = _centre(inner, (min(inner_h, height), min(inner_w, width)))
     fill = np.array([round(255 * m) for m in self.mean], np.uint8)
     canvas = np.broadcast_to(fill, (height, width, 3)).copy()
     top, left = (height - inner.shape[0]) // 2, (width - inner.shape[1]) // 2
     canvas[top : top + inner.shape[0], left : left + inner.shape[1]] = inner
     return canvas
+
+
+def _inside(width: int, height: int, goal_h: int, goal_w: int) -> tuple[int, int]:
+    """(width, height) of a picture resized until it fits into the goal."""
+    scale = min(goal_h / height, goal_w / width)
+    return min(goal_w, max(1, round(width * scale))), min(goal_h, max(1, round(height * scale)))
+
+
+def _border(inner: int, side: int) -> int:
+    """Where an input of ``side`` begins on a picture of ``inner`` pixels; below 0 where it pads."""
+    return -((side - inner) // 2) if inner < side else round((inner - side) / 2)
 
 
 def _resized(self: Preprocessing, image: Image.Image, shape: tuple[int, int]) -> Image.Image:
@@ -296,4 +322,5 @@ def _resized(self: Preprocessing, image: Image.Image, shape: tuple[int, int]) ->
     return image.resize(shape, INTERPOLATIONS[self.interpolation])
 
 
-_FIT = {"crop": _cut, "squash": _cut, "letterbox": _letterbox}
+_FIT = {"crop": _crop, "squash": _squash, "letterbox": _letterbox}
+_SHAPE = {"crop": _covering, "squash": _exact, "letterbox": _inside}

@@ -26,6 +26,8 @@ FORMAT = 1
 SHOWN = ("temperature", "top", "form", "piece", "shards", "count")
 SAID = {  # what may differ from what the folder was begun with, in the user's words
     "model": "another model",
+    "merge_tokens": "a model that merges another number of tokens",
+    "several": "a model that gives a picture one label, or several,",
     "labels": "a model with other labels",
     "preprocessing": "a model with another preprocessing",
     "temperature": "a model with another temperature",

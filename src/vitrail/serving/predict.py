@@ -127,6 +127,8 @@ def identity(classify: Classifier) -> dict[str, Any]:
         digest = _digest_of_weights(classify.model)
     return {
         "model": digest,
+        "merge_tokens": 0 if classify.manifest is None else classify.manifest.merge_tokens,
+        "several": classify.several,
         "labels": hashlib.sha256(json.dumps(classify.labels).encode()).hexdigest(),
         "preprocessing": classify.preprocessing.to_json(),
         "temperature": classify.temperature,

@@ -300,7 +300,11 @@ def test_the_light_covers_the_preview_whatever_its_shape(visit, size):
     seen.drop({"a.png": (png(photo(4, size)), "image/png")})
     glow, preview = seen.page.locator("canvas.glow"), seen.page.locator("figure canvas").first
     expect(glow).to_have_count(1)
-    over, under = glow.bounding_box(), preview.bounding_box()
+    look = """([over, under]) => [over, under].map((e) => {
+        const { x, y, width, height } = e.getBoundingClientRect();
+        return { x, y, width, height };
+    })"""  # of both at one moment: they move together when they come
+    over, under = seen.page.evaluate(look, [glow.element_handle(), preview.element_handle()])
     assert over == pytest.approx(under, abs=1)
     assert under["width"] / under["height"] == pytest.approx(size[0] / size[1], rel=0.02)
     assert under["height"] <= 385

@@ -92,7 +92,7 @@ def test_the_same_again_does_nothing_and_says_the_same(predict, tmp_path):
     assert contents(tmp_path / "out") == before
     assert json.loads(said)["images_this_run"] == 0
     assert "3 of 47 pictures could not be read" in err
-    assert "44 pictures (47 were there before)" in err
+    assert "nothing to do: all 47 pictures are in" in err
 
 
 def test_only_what_is_missing_is_made(predict, expected, tmp_path):
@@ -393,3 +393,16 @@ def test_60_000_pictures_killed_five_times(bundle, shared_data, tmp_path):
     assert len(found) == len(set(found)) == 60_000
     assert found == listed(photos)
     print(f"\n{there} of 120 pieces were there after five kills")
+
+
+def test_parts_do_not_take_each_others_place_in_a_file(bundle, pictures, tmp_path):
+    out = tmp_path / "part.jsonl"
+    call("predict", bundle, pictures, "--shard", "1/2", "--out", out)
+    before = out.read_bytes()
+    _, err = call("predict", bundle, pictures, "--shard", "2/2", "--out", out, status=2)
+    assert "part 2 of 2 would take its place" in err
+    assert out.read_bytes() == before
+    _, err = call("predict", bundle, pictures, "--shard", "3/2", "--out", out, status=2)
+    assert "there is no part 3 of 2" in err
+    _, err = call("predict", pictures, bundle, status=2)  # swapped
+    assert f"{pictures} is no model folder" in err

@@ -113,7 +113,8 @@ def calibrated(
     bench.told.append(
         f"temperature {fitted.temperature:.4f} fitted on {fitted.n:,} images of {where}: NLL "
         f"{fitted.nll_before:.4f} before, {fitted.nll_after:.4f} after; stored in {source} for "
-        f"its {kind} weights"
+        f"its {kind} weights. Bundles and predictions that were made before have the old one: make "
+        "them again"
     )
     return replace(opened, temperature=fitted.temperature)
 

@@ -56,7 +56,7 @@ def predict(
         out: Write here instead of to stdout: a file (a name with an ending) or a folder.
         shard: Only the I-th of N parts of the pictures, 1/N to N/N, for many machines; all may
             write into one folder.
-        piece_size: Pictures in a piece, where --out is a folder.
+        piece_size: Pictures in a piece, where --out is a folder; 2,000 by default.
         workers: Threads that read, decode and resize; one a core by default.
         threads: Threads for the arithmetic; the runtime's own choice by default.
         which: The weights of the last step, or the best on validation.
@@ -78,11 +78,20 @@ def predict(
     share = read_share(shard) if shard else Share()
     if not images:
         raise Error("name the pictures: files, folders of them or quoted globs")
-    names = find_images(images)
+    try:
+        names = find_images(images)
+    except Error:
+        Classifier(source, threads, batch_size, device, which, model)  # the two may be swapped
+        raise
     if folder and out is not None:
         _check_folder(Path(out), images)
     else:
         check_out_file(Path(out) if out else None, (Path(names.path(i)) for i in range(len(names))))
+        if out and share.n > 1 and Path(out).is_file():
+            raise Error(
+                f"{out} exists, and part {share.i} of {share.n} would take its place: give each "
+                "part a file of its own, or all of them one folder"
+            )
     classify = Classifier(source, threads, batch_size, device, which, model)
     plan = Plan(names, share, top, form, workers, piece_size)
     return _run(classify, plan, Path(out) if out else None, folder, json)
@@ -165,6 +174,10 @@ def _say(plan: Plan, tally: Tally, out: Path | None, before: int, seconds: float
         now = tally.records - before
         told = [f"{before:,} were there before"] if before else []
         told += [f"{now / seconds:,.0f} images/s"] if now else []
+        if before and not now:
+            said = f"nothing to do: all {before:,} pictures{part.replace(', part', ' of part')}"
+            print(f"{said} are in {out} already", file=sys.stderr)
+            return
         print(
             f"{out} says what is on {tally.records - tally.failed:,} pictures{part}"
             + (f" ({'; '.join(told)})" if told else ""),

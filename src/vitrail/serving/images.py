@@ -49,8 +49,10 @@ def read_share(text: str) -> Share:
         Error: it is no such thing.
     """
     told = re.fullmatch(r"(\d+)/(\d+)", text)
-    if not told or not 1 <= int(told[1]) <= int(told[2]):
+    if not told or int(told[1]) < 1:
         raise Error(f"--shard is i/n and counts from 1 (1/4 to 4/4), not {text!r}")
+    if int(told[1]) > int(told[2]):
+        raise Error(f"--shard {text}: there is no part {told[1]} of {told[2]}")
     return Share(int(told[1]), int(told[2]))
 
 

@@ -62,7 +62,7 @@ AXES = {  # comparison: the model that it is put to, and the pictures that a run
     "botnet": (BOTNET, 12_000),
     "pooling": (LIGHT, 12_000),
     "averaging": (LIGHT, 12_000),
-    "position": (BASE, 8_000),
+    "position": (BASE, 6_000),
     "self_supervised": (LIGHT, 12_000),
 }
 SHIFTS, SIZES = (0, 2, 4, 6, 8), (16, 24, 32, 40, 48, 64)

@@ -3,9 +3,9 @@
     python benchmarks/studies.py [--quick] [--only PIECE ...] [--data ../shared/data/cifar10]
                                  [--out runs/studies] [--jobs 2] [--draw]
 
-Pieces: data-size, scaling, ablation, resolution, fashion (trainings, each a study of its own that
-may be killed and goes on) and looks (what is measured on the models that those left: attention,
-positions, shifts, sizes, latency). `claims.json` in --out has each piece's figures; with --draw the
+Pieces: data-size, scaling, the ablations by name, resolution, fashion (trainings, each a study of
+its own that may be killed and goes on) and looks (what is measured on the models that those left:
+attention, positions, shifts, sizes, latency). `claims.json` in --out has each piece's figures; with --draw the
 page's pictures in docs/pictures/studies/ are made anew from the records.
 --quick does all of it at a size that shows nothing but that it works.
 The last line of stdout is one JSON object; its ratios are of accuracies.
@@ -90,7 +90,7 @@ class Page:
             held_out=held_out,
             most_test=self.test,
             say=tell,
-            command=f"python benchmarks/studies.py --only {name.partition('/')[0]}",
+            command=f"python benchmarks/studies.py --only {name}",
         )
 
     def picture(self, name: str, svg: str) -> None:
@@ -128,12 +128,11 @@ def scaling(page: Page) -> dict[str, Any]:
     return found
 
 
-def ablation(page: Page) -> dict[str, Any]:
-    """Claims (c), (d), (g), (h), (i), (k), (p) and (q), each a study of its own."""
-    found = {}
-    for axis, (model, images) in AXES.items():
-        if page.quick and axis not in ("cvt_embedding", "botnet"):
-            continue
+def ablation(axis: str) -> Callable[["Page"], dict[str, Any]]:
+    """Claims (c), (d), (g), (h), (i), (k), (p) and (q): each comparison a study of its own."""
+
+    def run(page: Page) -> dict[str, Any]:
+        model, images = AXES[axis]
         ask = Ask(
             axes=(axis,),
             models=(model,),
@@ -142,11 +141,12 @@ def ablation(page: Page) -> dict[str, Any]:
             batch_size=32,
             settings={"optim.lr": 0.003},
         )
-        name = f"ablation/{axis}"
-        found[axis] = page.study("ablation", name, ask)
-        for figure in (page.out / name / "figures").glob("*.svg"):
-            page.copy(page.out / name, **{f"ablation_{figure.stem}": figure.stem})
-    return found
+        found = page.study("ablation", axis, ask)
+        for figure in (page.out / axis / "figures").glob("*.svg"):
+            page.copy(page.out / axis, **{figure.stem: figure.stem})
+        return found
+
+    return run
 
 
 def resolution(page: Page) -> dict[str, Any]:
@@ -259,8 +259,8 @@ def looks(page: Page) -> dict[str, Any]:
         "shifts": shifts(page, models, some),
         "sizes": sizes(page, models, some),
     }
-    if (page.out / "ablation" / "botnet" / "records.jsonl").exists():
-        found["latency"] = latency(page.out / "ablation" / "botnet", some)
+    if (page.out / "botnet" / "records.jsonl").exists():
+        found["latency"] = latency(page.out / "botnet", some)
     return found
 
 
@@ -484,27 +484,29 @@ def plain(mean: Mean) -> dict[str, Any]:
 PIECES: dict[str, Callable[[Page], dict[str, Any]]] = {
     "data-size": data_size,
     "scaling": scaling,
-    "ablation": ablation,
+    **{axis: ablation(axis) for axis in AXES},
     "resolution": resolution,
     "fashion": fashion,
     "looks": looks,
 }
+QUICK = ("data-size", "cvt_embedding", "botnet", "resolution", "looks")
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="shows nothing but that it works")
-    parser.add_argument("--only", nargs="*", choices=list(PIECES), default=list(PIECES))
+    parser.add_argument("--only", nargs="*", choices=list(PIECES))
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--jobs", type=int, default=1)
     parser.add_argument("--draw", action="store_true", help="make the page's pictures anew")
     parser.add_argument("--data", type=Path, default=ROOT.parent / "shared" / "data" / "cifar10")
     parser.add_argument("--out", type=Path, default=ROOT / "runs" / "studies")
-    page = Page(parser.parse_args())
+    options = parser.parse_args()
+    page = Page(options)
     page.out.mkdir(parents=True, exist_ok=True)
     path = page.out / "claims.json"
     found: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
-    for name in parser.parse_args().only:
+    for name in options.only or (QUICK if options.quick else PIECES):
         found[name] = PIECES[name](page)
         replace_whole(path, json.dumps(found, indent=1) + "\n")
         for sentence in found[name].get("answer", ()):

@@ -15,6 +15,7 @@ import torch
 from PIL import Image
 
 import vitrail
+from vitrail.data.decode import decode
 from vitrail.data.examples import ArraySource, Source
 from vitrail.data.loader import eval_batches
 from vitrail.evaluation.accuracy import evaluate
@@ -68,7 +69,8 @@ def picture(place: Path | None, name: str, svg: str) -> None:
 def first(source: Source, most: int) -> ArraySource:
     """The first pictures of a source, as one array."""
     rows = np.arange(min(most, len(source)))
-    images = np.stack([np.asarray(source.image(int(i))) for i in rows])
+    raw = [source.image(int(i)) for i in rows]
+    images = np.stack([decode(one) if isinstance(one, bytes) else one for one in raw])
     return ArraySource(images, source.labels[rows], source.classes)
 
 

@@ -258,9 +258,12 @@ def main() -> int:
     page = Page(options)
     page.out.mkdir(parents=True, exist_ok=True)
     path = page.out / "claims.json"
-    found: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
+    found: dict[str, Any] = {}
     for name in options.only or (QUICK if options.quick else PIECES):
-        found[name] = PIECES[name](page)
+        figures = PIECES[name](page)
+        # Read again: pieces may be done by several processes at a time.
+        found = json.loads(path.read_text()) if path.exists() else {}
+        found[name] = figures
         replace_whole(path, json.dumps(found, indent=1) + "\n")
         for sentence in found[name].get("answer", ()):
             print(sentence, flush=True)

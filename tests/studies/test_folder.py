@@ -106,6 +106,15 @@ def test_a_claim_is_touched_while_it_is_kept(folder, monkeypatch):
     assert claim.path.stat().st_mtime > 0
 
 
+def test_a_holder_whose_run_was_taken_over_is_interrupted(folder, monkeypatch):
+    monkeypatch.setattr(module, "BEAT", 0.01)
+    claim = folder.claim("run-0")
+    put(folder, "run-0", 2, machine="another", pid=1, started="1")
+    with pytest.raises(KeyboardInterrupt), claim.kept():
+        threading.Event().wait(30)
+    assert not claim.holds()
+
+
 def test_a_record_is_there_once_and_the_first_stays(folder):
     first = {"id": "run-1", "config": {}, "seed": 1, "metrics": {"top1": 0.5}}
     assert folder.write(first)

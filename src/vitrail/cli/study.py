@@ -138,9 +138,11 @@ def study(
             say=lambda line: print(line, file=sys.stderr, flush=True),
             command=again(),
         )
+    if not summary:  # one of several processes, of which the first shows the study
+        return 0
     if json:
         print_json(summary)
-    elif not dry_run and summary:
+    elif not dry_run:
         for sentence in summary["answer"]:
             print(sentence[0].upper() + sentence[1:])
         print(f"report {out / 'report.html'}")

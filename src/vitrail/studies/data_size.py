@@ -14,7 +14,7 @@ Subsets are nested and hold as many pictures of every class; every model sees th
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -36,16 +36,17 @@ from vitrail.studies.definition import (
 )
 from vitrail.studies.folder import safe_id
 from vitrail.studies.grid import (
+    by_seed,
     candidates,
     curve,
     fixed_settings,
     grouped,
     lines_of,
     mean_of,
-    paired,
     verdict,
 )
 from vitrail.studies.presets import DATA_SIZE
+from vitrail.studies.statistics import Mean, t_mean
 
 SHOTS = (5, 10)
 LOOKS = 10  # at validation, in a run of the fixed mode
@@ -346,32 +347,41 @@ def _answer(
             best = max(means, key=means.__getitem__)
             said.append(f"With {size:,} pictures {best} leads, with {100 * means[best]:.2f} %.")
     for one, other in itertools.combinations(lines, 2):
-        gaps = []
-        for size in sizes:
-            runs = groups.get((one, size, stage), ()), groups.get((other, size, stage), ())
-            gap = paired(*runs, "top1")
-            if gap is not None:
-                gaps.append((size, gap))
-                compared.append({"one": one, "other": other, "images": size, **_plain(gap)})
+        gaps = {
+            size: gap
+            for size in sizes
+            if (
+                gap := by_seed(
+                    groups.get((one, size, stage), ()), groups.get((other, size, stage), ()), "top1"
+                )
+            )
+        }
+        means = {size: t_mean(list(gap.values())) for size, gap in gaps.items()}
+        compared += [
+            {"one": one, "other": other, "images": size, **_plain(mean)}
+            for size, mean in means.items()
+        ]
         if len(gaps) > 1:
-            said.append(_gap_words(one, other, gaps))
+            said.append(_gap_words(one, other, gaps, means))
     return said or ["No run has been measured on test pictures yet."], compared
 
 
-def _gap_words(one: str, other: str, gaps: Sequence[tuple[int, Any]]) -> str:
-    (small, first), (large, last) = gaps[0], gaps[-1]
-    leader, behind, sign = (one, other, 1) if first.mean >= 0 else (other, one, -1)
-    begin, end = 100 * sign * first.mean, 100 * sign * last.mean
-    if end < 0:
-        how = "turns"
-    elif end < begin:
-        how = "closes"
-    else:
-        how = "does not close"
+def _gap_words(
+    one: str, other: str, gaps: Mapping[int, Mapping[int, float]], means: Mapping[int, Mean]
+) -> str:
+    small, large = min(gaps), max(gaps)
+    sign = 1 if means[small].mean >= 0 else -1
+    leader, behind = (one, other) if sign > 0 else (other, one)
+    begin, end = sign * means[small].mean, sign * means[large].mean
+    how = "turns" if end < 0 else "closes" if end < begin else "does not close"
+    changes = [gaps[large][s] - gaps[small][s] for s in gaps[small] if s in gaps[large]]
+    if len(changes) > 1 and verdict(t_mean(changes)) == "not told apart":
+        how += ", as far as seeds let it be seen"
     sure = {"better": "", "worse": "", "not told apart": ", within what seeds make of it"}
     return (
-        f"{leader} against {behind}: {begin:+.2f} points with {small:,} pictures"
-        f"{sure[verdict(first)]}, {end:+.2f} with {large:,}{sure[verdict(last)]}; the gap {how}."
+        f"{leader} against {behind}: {100 * begin:+.2f} points with {small:,} pictures"
+        f"{sure[verdict(means[small])]}, {100 * end:+.2f} with {large:,}"
+        f"{sure[verdict(means[large])]}; the gap {how}."
     )
 
 

@@ -22,6 +22,7 @@ import json
 import os
 import re
 import secrets
+import signal
 import socket
 import threading
 import time
@@ -59,13 +60,20 @@ class Claim:
 
     @contextlib.contextmanager
     def kept(self) -> Iterator[None]:
-        """Touch the claim every few seconds meanwhile."""
+        """Touch the claim every few seconds meanwhile.
+
+        Where the run has been taken over, because this process slept for long, it is interrupted
+        as by Ctrl-C: two must not write into one run's folder.
+        """
         end = threading.Event()
 
         def beat() -> None:
             while not end.wait(BEAT):
                 with contextlib.suppress(OSError):
                     os.utime(self.path)
+                    if not self.holds():
+                        os.kill(os.getpid(), signal.SIGINT)
+                        return
 
         thread = threading.Thread(target=beat, daemon=True, name="claim")
         thread.start()

@@ -116,16 +116,21 @@ def lines_of(definition: Definition) -> list[str]:
     return list(dict.fromkeys(point.line for point in definition.points))
 
 
-def paired(one: Sequence[Record], other: Sequence[Record], name: str) -> Mean | None:
-    """The mean difference of a metric, one minus other, over the seeds that both have."""
+def by_seed(one: Sequence[Record], other: Sequence[Record], name: str) -> dict[int, float]:
+    """The difference of a metric, one minus other, for each seed that both have."""
     read = metric(name)
     others = {record["seed"]: read(record) for record in other}
-    differences = [
-        value - against
+    return {
+        record["seed"]: value - against
         for record in one
         if (value := read(record)) is not None
         and (against := others.get(record["seed"])) is not None
-    ]
+    }
+
+
+def paired(one: Sequence[Record], other: Sequence[Record], name: str) -> Mean | None:
+    """The mean difference of a metric, one minus other, over the seeds that both have."""
+    differences = list(by_seed(one, other, name).values())
     return t_mean(differences) if differences else None
 
 

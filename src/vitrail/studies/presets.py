@@ -126,19 +126,19 @@ PAPER = Preset(
     factors=dict.fromkeys(("L/16 x2", "H/14 x2", "R152x2 x2", "R200x3 x2", "R50+L/16 x2"), 2),
 )
 
+# At the others' 0.003 the hybrid hardly learns: 16 to 22 % on CIFAR-10 after 20,000 pictures.
+GENTLE = ":optim.lr=0.001"
 SMALL = (
     bit("BiT ResNet", [1, 1, 1], [128, 128, 256]),
     vit("ViT", 4, 48, 3, 3),
-    hybrid("hybrid", [1, 1], 64, 3, 2),
+    hybrid("hybrid", [1, 1], 64, 3, 2) + GENTLE,
     cvt("CvT", [1, 1, 2], [32, 64, 128], [1, 2, 4]),
 )
 GROWING = (
     vit("ViT 8/48/3", 8, 48, 3, 3),
     vit("ViT 4/48/3", 4, 48, 3, 3),
     bit("BiT 1-1-1", [1, 1, 1], [128, 128, 256]),
-    bit("BiT 2-2-2", [2, 2, 2], [128, 128, 256]),
-    hybrid("hybrid 64/3", [1, 1], 64, 3, 2),
-    cvt("CvT 1-1-1", [1, 1, 1], [16, 32, 64], [1, 2, 4]),
+    hybrid("hybrid 64/3", [1, 1], 64, 3, 2) + GENTLE,
     cvt("CvT 1-1-2", [1, 1, 2], [32, 64, 128], [1, 2, 4]),
 )
 FASTEST = (bit("BiT ResNet", [1, 1], [128, 128]), vit("ViT", 8, 48, 3, 3))
@@ -180,7 +180,7 @@ SCALING = Presets(
                 "image_size": 32,
                 "batch_size": 32,
                 "settings": {"optim.lr": 0.003},
-                "durations": ("6000 examples", "12000 examples", "24000 examples"),
+                "durations": ("4000 examples", "8000 examples", "16000 examples"),
             },
         ),
         "quick": Preset(

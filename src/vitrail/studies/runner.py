@@ -15,7 +15,6 @@ from vitrail.studies.data import StudyData
 from vitrail.studies.definition import Definition, Point
 from vitrail.studies.folder import Claim, StudyFolder
 from vitrail.studies.work import perform, tidy
-from vitrail.training.loop import Interrupted
 
 WAIT = 1.0  # seconds before looking again for a run that others have not taken
 Tell = Callable[[Point, float | None], None]
@@ -40,7 +39,7 @@ def take_runs(
 
     Raises:
         Error: a run cannot be done; the claim on it is given up.
-        Interrupted: asked to stop.
+        KeyboardInterrupt: asked to stop; the run that was under way is saved.
     """
     done = 0
     while not alone():
@@ -87,7 +86,9 @@ def _do(
     try:
         with claim.kept():
             record = perform(point, definition, data, folder, device)
-    except Interrupted:
+    except KeyboardInterrupt:
+        if not claim.holds():
+            return None
         claim.release()
         raise
     except Error as error:

@@ -187,8 +187,12 @@ def _do(
             folder,
             device=own,
             keep=how.keep,
-            told=_progress(definition, folder, costs, how.jobs, say),
+            told=_progress(definition, folder, costs, how.jobs, say) if rank == 0 else None,
         )
+    except BaseException:
+        for other in others:
+            other.terminate()  # it saves where it stands
+        raise
     finally:
         for other in others:
             _end(other)
@@ -222,6 +226,7 @@ def _helper(asked: Mapping[str, Any], jobs: int) -> subprocess.Popen[str]:
 
 
 def _end(other: subprocess.Popen[str]) -> None:
+    """Let a helper end: there is nothing left to do, or it has been told to stop."""
     if other.stdin is not None:
         other.stdin.close()
     try:

@@ -1,0 +1,1 @@
+"""Parts of the larger benchmarks; none of them is run by itself."""

@@ -1,0 +1,274 @@
+"""What the results page measures on models that its trainings left: nothing here trains.
+
+Claims (e), (f), (l), (m), (n) and the latency of (p). Each function returns plain JSON values,
+means over seeds with 95 % t intervals, and draws its picture where a place for it is given.
+"""
+
+import statistics
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+import vitrail
+from vitrail.data.decode import decode
+from vitrail.data.examples import ArraySource, Source
+from vitrail.data.loader import eval_batches
+from vitrail.evaluation.accuracy import evaluate
+from vitrail.inspection.attention import attention_distance
+from vitrail.kit.chart import Line, heat_colors, line_chart
+from vitrail.models.base import ImageClassifier
+from vitrail.models.tape import Tape
+from vitrail.studies.definition import candidate
+from vitrail.studies.folder import replace_whole
+from vitrail.studies.page import standalone
+from vitrail.studies.statistics import Mean, t_mean
+from vitrail.weights.resized import resized
+
+SHIFTS, SIZES = (0, 2, 4, 6, 8), (16, 24, 32, 40, 48, 64)
+Models = dict[str, list[ImageClassifier]]  # of each line, one a seed
+
+
+def looks(
+    models: Models, pictures: Source, base: str, botnet: Path, place: Path | None, most: int
+) -> dict[str, Any]:
+    """All of it.
+
+    Args:
+        models: trained at 32 pixels; ``ViT``, ``hybrid``, ``CvT`` and ``BiT ResNet`` are known.
+        pictures: test pictures.
+        base: the ViT, in the words of `candidate`.
+        botnet: the folder of the study of BoTNet against its ResNet.
+        place: a folder for pictures, or None.
+        most: how many test pictures are used.
+    """
+    some = first(pictures, most)
+    found = {
+        "attention": attention(models, some, place),
+        "positions": positions(models["ViT"], place),
+        "permutation": permutation(base),
+        "shifts": shifts(models, some, place),
+        "sizes": sizes(models, some, place),
+    }
+    if (botnet / "records.jsonl").exists():
+        found["latency"] = latency(botnet, some)
+    return found
+
+
+def picture(place: Path | None, name: str, svg: str) -> None:
+    """Put a figure into its place."""
+    if place is not None:
+        place.mkdir(parents=True, exist_ok=True)
+        replace_whole(place / f"{name}.svg", standalone(svg))
+
+
+def first(source: Source, most: int) -> ArraySource:
+    """The first pictures of a source, as one array."""
+    rows = np.arange(min(most, len(source)))
+    raw = [source.image(int(i)) for i in rows]
+    images = np.stack([decode(one) if isinstance(one, bytes) else one for one in raw])
+    return ArraySource(images, source.labels[rows], source.classes)
+
+
+def pixels(model: ImageClassifier, source: ArraySource, most: int) -> torch.Tensor:
+    """Pictures as the model takes them, float [b c h w]."""
+    views = [model.preprocessing(image) for image in source.images[:most]]
+    return torch.stack([torch.as_tensor(view) for view in views])
+
+
+def attention(models: Models, some: ArraySource, place: Path | None) -> dict[str, Any]:
+    """Mean attention distance per layer and head, as a share of that of uniform attention."""
+    found: dict[str, Any] = {}
+    lines = []
+    for line in ("ViT", "hybrid"):
+        every = []  # [seeds layers heads]
+        for model in models.get(line, ()):
+            tape = Tape(only="blocks.*.attention")
+            with torch.inference_mode():
+                model(pixels(model, some, 256), tape=tape)
+            layers = [tape[name] for name in tape]
+            patches = layers[0].shape[-1] - 1
+            side = round(patches**0.5)
+            patch = model.preprocessing.size[0] // side
+            flat = torch.full((1, 1, patches + 1, patches + 1), 1 / (patches + 1))
+            uniform = float(attention_distance(flat, side, patch)[0, 0])
+            every.append([attention_distance(one, side, patch).mean(0).tolist() for one in layers])
+        if not every:
+            continue
+        distances = np.array(every)
+        by_layer = [t_mean(distances[:, i].mean(1).tolist()) for i in range(distances.shape[1])]
+        growth = t_mean((distances[:, -1].mean(1) - distances[:, 0].mean(1)).tolist())
+        nearest = t_mean(distances[:, 0].min(1).tolist())
+        found[line] = {
+            "uniform": uniform,
+            "layers": [plain(one) for one in by_layer],
+            "growth": plain(growth),
+            "nearest_head_of_the_first_layer": plain(nearest),
+            "heads": distances.tolist(),
+        }
+        depth = [float(i + 1) for i in range(len(by_layer))]
+        for head in range(distances.shape[2]):
+            y = np.sort(distances, 2).mean(0)[:, head].tolist()
+            lines.append(Line(f"{line}, head {head + 1}", depth, y, dots=True))
+    svg = line_chart(
+        lines[:8], title="attention distance by layer", x_label="layer", size=(520, 300)
+    )
+    picture(place, "attention-distance", svg)
+    return found
+
+
+def positions(models: Sequence[ImageClassifier], place: Path | None) -> dict[str, Any]:
+    """Do position embeddings of one row or column resemble each other more than others do?"""
+    gaps, tables = [], []
+    for model in models:
+        table = dict(model.named_parameters())["pos_embed"][0].detach()
+        side = int((len(table) - 1) ** 0.5)
+        table = torch.nn.functional.normalize(table[1:], dim=1)
+        similar = (table @ table.T).numpy()
+        tables.append(similar.reshape(side, side, side, side))
+        row, column = np.divmod(np.arange(side * side), side)
+        lined = (row[:, None] == row) ^ (column[:, None] == column)  # one of them, not itself
+        apart = (row[:, None] != row) & (column[:, None] != column)
+        near = (abs(row[:, None] - row) + abs(column[:, None] - column)) == 1
+        gaps.append(
+            (
+                float(similar[lined].mean() - similar[apart].mean()),
+                float(similar[near].mean() - similar[lined & ~near].mean()),
+            )
+        )
+    if place is not None:
+        draw_positions(np.mean(tables, 0), place)
+    lined_gap, near_gap = zip(*gaps, strict=True)
+    return {
+        "row_or_column_minus_others": plain(t_mean(lined_gap)),
+        "neighbours_minus_rest_of_row_or_column": plain(t_mean(near_gap)),
+    }
+
+
+def draw_positions(similar: np.ndarray, place: Path) -> None:
+    """The grid of grids as a small PNG."""
+    side, gap, cell = len(similar), 2, 6
+    step = side * cell + gap
+    canvas = np.full((side * step - gap, side * step - gap, 3), 255, np.uint8)
+    low, high = np.quantile(similar, (0.02, 0.98))
+    for i in range(side):
+        for j in range(side):
+            tile = heat_colors((similar[i, j] - low) / (high - low))
+            tile = tile.repeat(cell, 0).repeat(cell, 1)
+            canvas[i * step : i * step + side * cell, j * step : j * step + side * cell] = tile
+    place.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(canvas).save(place / "positions.png", optimize=True)
+
+
+def permutation(base: str) -> dict[str, float]:
+    """The largest change of the logits when patches are permuted, in float64, at random weights."""
+    found = {}
+    one = candidate(base)
+    for position in ("none", "learned"):
+        torch.manual_seed(0)
+        config = {**one.config, "position": position}
+        model = vitrail.create_model(one.model, 10, 32, **config).double()
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.normal_(0, 0.2)
+        images = torch.randn(8, 3, 32, 32, dtype=torch.float64)
+        tiles = images.unfold(2, 4, 4).unfold(3, 4, 4)  # [b c 8 8 4 4]
+        order = torch.randperm(64)
+        tiles = tiles.flatten(2, 3)[:, :, order].unflatten(2, (8, 8))
+        permuted = tiles.permute(0, 1, 2, 4, 3, 5).reshape(8, 3, 32, 32)
+        with torch.inference_mode():
+            before, after = model(images), model(permuted)
+        found[position] = float((before - after).abs().max() / before.abs().max())
+    return found
+
+
+def shifts(models: Models, some: ArraySource, place: Path | None) -> dict[str, Any]:
+    """Accuracy when the picture is shifted in four directions, black coming in."""
+    found, lines = {}, []
+    for line, ones in models.items():
+        kept = []
+        for shift in SHIFTS:
+            moved = [some] if not shift else [moved_by(some, *d) for d in directions(shift)]
+            kept.append([statistics.fmean(top1(m, s) for s in moved) for m in ones])
+        found[line] = {
+            str(shift): plain(t_mean(values)) for shift, values in zip(SHIFTS, kept, strict=True)
+        }
+        loss = [t_mean([a - b for a, b in zip(values, kept[0], strict=True)]) for values in kept]
+        found[line]["loss"] = {str(s): plain(one) for s, one in zip(SHIFTS, loss, strict=True)}
+        means = [found[line][str(shift)]["mean"] for shift in SHIFTS]
+        lines.append(Line(line, [float(s) for s in SHIFTS], means, dots=True))
+    svg = line_chart(
+        lines,
+        title="accuracy under shifts",
+        x_label="shift in pixels",
+        percent=True,
+        size=(520, 300),
+    )
+    picture(place, "shifts", svg)
+    return found
+
+
+def directions(shift: int) -> list[tuple[int, int]]:
+    return [(shift, 0), (-shift, 0), (0, shift), (0, -shift)]
+
+
+def moved_by(source: ArraySource, down: int, right: int) -> ArraySource:
+    """Every picture shifted, black coming in."""
+    images = np.zeros_like(source.images)
+    h, w = images.shape[1:3]
+    to = np.s_[:, max(0, down) : h + min(0, down), max(0, right) : w + min(0, right)]
+    of = np.s_[:, max(0, -down) : h + min(0, -down), max(0, -right) : w + min(0, -right)]
+    images[to] = source.images[of]
+    return ArraySource(images, source.labels, source.classes)
+
+
+def top1(model: ImageClassifier, source: Source) -> float:
+    return evaluate(model, eval_batches(source, model.preprocessing, 256), source.classes).top1
+
+
+def sizes(models: Models, some: ArraySource, place: Path | None) -> dict[str, Any]:
+    """Accuracy at other sizes than trained at; position tables are resized."""
+    found, lines = {}, []
+    for line, ones in models.items():
+        at = {size: t_mean([top1(resized(m, size), some) for m in ones]) for size in SIZES}
+        found[line] = {str(size): plain(mean) for size, mean in at.items()}
+        means = [at[size].mean for size in SIZES]
+        lines.append(Line(line, [float(s) for s in SIZES], means, dots=True))
+    svg = line_chart(
+        lines,
+        title="accuracy against test size",
+        x_label="pixels",
+        percent=True,
+        size=(520, 300),
+    )
+    picture(place, "sizes", svg)
+    return found
+
+
+def latency(folder: Path, some: ArraySource) -> dict[str, Any]:
+    """BoTNet against its ResNet: parameters, and the time of a batch of 64 in one run."""
+    runs = sorted(path for path in (folder / "runs").iterdir() if path.name.endswith("seed0"))
+    models = {path.name: vitrail.load_model(path) for path in runs}
+    batch = pixels(next(iter(models.values())), some, 64)
+    times: dict[str, list[float]] = {name: [] for name in models}
+    with torch.inference_mode():
+        for _ in range(8):  # in turn, so that what else the machine does meets all alike
+            for name, model in models.items():
+                began = time.perf_counter()
+                model(batch)
+                times[name].append(time.perf_counter() - began)
+    return {
+        name: {
+            "parameters": sum(p.numel() for p in model.parameters()),
+            "milliseconds": 1000 * statistics.median(times[name]),
+        }
+        for name, model in models.items()
+    }
+
+
+def plain(mean: Mean) -> dict[str, Any]:
+    return {"mean": mean.mean, "low": mean.low, "high": mean.high, "n": mean.n}

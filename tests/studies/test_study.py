@@ -254,3 +254,25 @@ def test_several_processes_need_data_that_each_can_open(whole, tmp_path):
 
     with pytest.raises(Error, match="give them by a name or a path"):
         study("data-size", open_source("demo:fashion"), tmp_path / "s", Ask(), how=How(jobs=2))
+
+
+@pytest.mark.slow
+def test_the_tuned_mode_fine_tunes_what_it_chose(tmp_path):
+    ask = Ask(
+        models=(VIT,), mode="tuned", sizes=(40,), durations=("6 steps",), seeds=1, batch_size=20
+    )
+    out = tmp_path / "study"
+    study("data-size", "demo:fashion", out, ask, held_out=0.02, most_test=100)
+    records = {r["id"]: r for r in map(json.loads, (out / "records.jsonl").open())}
+    trials = [r for r in records.values() if r["config"]["role"] == "trial"]
+    best = max(trials, key=lambda trial: trial["metrics"]["val_top1"])
+    learned, tuned = records["ViT-40-seed0"], records["ViT-40-tuned-seed0"]
+    chosen = learned["metrics"]["chosen"]
+    assert {key: chosen[key] for key in best["config"]["axes"] if key != "images"} == {
+        key: value for key, value in best["config"]["axes"].items() if key != "images"
+    }
+    assert all("top1" not in trial["metrics"] for trial in trials)  # test pictures choose nothing
+    config = json.loads((out / "runs" / "ViT-40-tuned-seed0" / "config.json").read_text())
+    assert config["vitrail"]["config"]["image_size"] == 42
+    assert config["vitrail"]["recipe"]["weights"].endswith("ViT-40-seed0")
+    assert 0 <= tuned["metrics"]["top1"] <= 1

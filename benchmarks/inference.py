@@ -8,7 +8,10 @@ transformers eager, ONNX Runtime and OpenVINO on timm's export, and NNCF's int8 
 at their best: inference mode, fused attention, the same threads, float32 and no bfloat16. Peers
 are fed floats that are normalised already; ours take bytes. Rounds are interleaved, and a figure is
 the median over the rounds of theirs/ours: above 1 where ours is faster. Loading and memory are
-measured in a process for each. Weights are random: nothing here depends on them.
+measured in a process for each, ours through `vitrail.Classifier`, which checks every file's hash
+first; memory after one picture, beside the leanest peer of the same precision. Weights are random:
+nothing here depends on them. With
+`--merge-tokens R` there are bundles too that merge R tokens in each block, which is not exact.
 `--work DIR` keeps what was exported for the next run.
 The last line of stdout is one JSON object; everything else is for people.
 """
@@ -34,15 +37,26 @@ import numpy as np
 PAUSE = 0.1  # seconds: ONNX Runtime's threads spin for a while after each of its calls
 Run = Callable[[np.ndarray], object]
 OURS = ("vitrail openvino", "vitrail onnx", "vitrail openvino int8", "vitrail torch folded")
+MERGING = ("vitrail openvino merging", "vitrail onnx merging", "vitrail torch merging")
 PEERS = (
     *("timm eager", "timm compiled", "transformers eager"),
     *("timm onnxruntime", "timm openvino", "timm openvino nncf int8"),
+)
+PLAIN = dict(
+    zip(MERGING, ("vitrail openvino", "vitrail onnx", "vitrail torch folded"), strict=True)
 )
 INT8 = ("vitrail openvino int8", "timm openvino nncf int8")
 LOADED = {  # ours: the same runtime on timm's export
     "vitrail openvino": "timm openvino",
     "vitrail onnx": "timm onnxruntime",
     "vitrail openvino int8": "timm openvino nncf int8",
+}
+
+
+LEANEST = {  # of which peers the leanest is what ours is compared with
+    "vitrail openvino": ("timm onnxruntime", "timm openvino", "timm eager", "transformers eager"),
+    "vitrail onnx": ("timm onnxruntime", "timm openvino", "timm eager", "transformers eager"),
+    "vitrail openvino int8": ("timm openvino nncf int8",),
 }
 
 
@@ -87,31 +101,63 @@ def side_of(name: str) -> int:
     return int(name.rsplit("_", 1)[1])
 
 
-def prepare(name: str, work: Path) -> None:
-    """Export ours and timm's once."""
+def prepare(name: str, work: Path, those: list[str], merge: int) -> None:
+    """Export ours and timm's once, as far as they are asked for."""
     from vitrail.export.graph import quiet
     from vitrail.export.make import GraphWriter
     from vitrail.export.quantize import quantisable
 
     side = side_of(name)
     pictures = np.random.default_rng(0).integers(0, 256, (16, side, side, 3), dtype=np.uint8)
-    for folder, to, precision in (
+    for who, to, precision in (
         ("vitrail openvino", "openvino", "fp32"),
         ("vitrail onnx", "onnx", "fp32"),
         ("vitrail openvino int8", "openvino", "int8"),
+        ("vitrail openvino merging", "openvino", "fp32"),
+        ("vitrail onnx merging", "onnx", "fp32"),
     ):
-        if not (work / folder).exists():
+        folder = folder_of(who, merge)
+        if who in those and not (work / folder).exists():
             started = time.perf_counter()
             made = work / f"{folder}.partial"
             made.mkdir(exist_ok=True)
             writer = GraphWriter(
-                our_model(name), to, pictures=pictures if precision == "int8" else None
+                our_model(name),
+                to,
+                pictures=pictures if precision == "int8" else None,
+                merge=merge if who in MERGING else 0,
             )
             writer.write(made, precision, quantisable(writer.folded))
             made.rename(work / folder)
             print(f"{folder}: exported in {time.perf_counter() - started:.0f} s", file=sys.stderr)
-    with quiet():
-        prepare_peers(name, work, pictures)
+        if (work / folder).exists() and not (work / folder / "bundle.json").exists():
+            describe(work / folder, name, to, precision)
+    if any(who in those for who in ("timm onnxruntime", *LOADED.values())):
+        with quiet():
+            prepare_peers(name, work, pictures)
+
+
+def folder_of(who: str, merge: int) -> str:
+    """Where a bundle of ours is kept."""
+    return f"{who} {merge}" if who in MERGING else who
+
+
+def describe(folder: Path, name: str, to: str, precision: str) -> None:
+    """Make a bundle of a folder with a graph: what a user opens."""
+    from vitrail.export.bundle import Manifest, labels_of, write_manifest
+    from vitrail.kit.files import sha256_of
+    from vitrail.kit.preprocess import Preprocessing
+
+    side = side_of(name)
+    files = {path.name: sha256_of(path) for path in sorted(folder.iterdir())}
+    manifest = Manifest(
+        runtime=to,
+        precision=precision,
+        labels=labels_of(None, 1000),
+        preprocessing=Preprocessing(size=(side, side)),
+        files=files,
+    )
+    write_manifest(folder, manifest)
 
 
 def prepare_peers(name: str, work: Path, pictures: np.ndarray) -> None:
@@ -149,14 +195,15 @@ def prepare_peers(name: str, work: Path, pictures: np.ndarray) -> None:
         openvino.save_model(quantised, work / "timm-int8.xml", compress_to_fp16=False)
 
 
-def opened(who: str, name: str, work: Path, threads: int) -> Run:
+def opened(who: str, name: str, work: Path, threads: int, merge: int = 0) -> Run:
     """A contender, ready to be fed with bytes (ours) or normalised floats (peers)."""
-    if who.startswith("vitrail") and who != "vitrail torch folded":
+    if who.startswith("vitrail") and not who.startswith("vitrail torch"):
         from vitrail.export.runtime import OnnxRuntime, OpenVinoRuntime
 
-        if who == "vitrail onnx":
-            return OnnxRuntime(work / who / "model.onnx", threads).logits
-        return OpenVinoRuntime(work / who / "model.xml", threads).logits
+        folder = work / folder_of(who, merge)
+        if who.startswith("vitrail onnx"):
+            return OnnxRuntime(folder / "model.onnx", threads).logits
+        return OpenVinoRuntime(folder / "model.xml", threads).logits
     if who == "timm onnxruntime":
         import onnxruntime
 
@@ -175,17 +222,17 @@ def opened(who: str, name: str, work: Path, threads: int) -> Run:
         }
         request = openvino.Core().compile_model(path, "CPU", settings).create_infer_request()
         return lambda x: request.infer({0: x}, share_inputs=True)
-    return in_torch(who, name, threads)
+    return in_torch(who, name, threads, merge)
 
 
-def in_torch(who: str, name: str, threads: int) -> Run:
+def in_torch(who: str, name: str, threads: int, merge: int) -> Run:
     import torch
 
     torch.set_num_threads(threads)
-    if who == "vitrail torch folded":
-        from vitrail.export.fold import fold
+    if who.startswith("vitrail torch"):
+        from vitrail.export.merging import fold_merging
 
-        model = fold(our_model(name))
+        model = fold_merging(our_model(name), merge if who in MERGING else 0)
     else:
         model = transformers_model(name) if who == "transformers eager" else timm_model(name)
     if who == "timm compiled":
@@ -213,15 +260,26 @@ def timed(run: Run, x: np.ndarray) -> float:
 def alone(who: str, name: str, work: Path, threads: int) -> None:
     """Load one contender in this process and say what that took."""
     x = fed(who, np.zeros((1, side_of(name), side_of(name), 3), np.uint8))
-    seconds = []
-    for _ in range(3):
-        start = time.perf_counter()
-        run = opened(who, name, work, threads)
-        seconds.append(time.perf_counter() - start)
+
+    def load() -> Run:
+        if who in LOADED:
+            import vitrail
+
+            return vitrail.Classifier(work / who, threads=threads, device="cpu").forward
+        return opened(who, name, work, threads)
+
+    run = load()
     run(x)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     with open("/proc/self/statm") as file:
         resident = int(file.read().split()[1]) * resource.getpagesize() // 1024
+    seconds = []  # what was imported the first time is there now
+    for _ in range(3):
+        del run  # before the clock starts
+        start = time.perf_counter()
+        run = load()
+        seconds.append(time.perf_counter() - start)
+    del run
     print(json.dumps({"load": min(seconds), "peak": peak, "resident": resident}))
 
 
@@ -275,21 +333,34 @@ def report(seconds: dict[str, list[float]], batch: int) -> dict[str, float]:
                 best = middle if best is None else min(best, middle)
         if best is not None:
             ratios[f"{ours}/batch {batch}/fastest float32 peer"] = round(best, 3)
+    for merging in (who for who in MERGING if who in seconds):
+        whole = PLAIN[merging]
+        if whole in seconds:
+            low, middle, high = compared(seconds[whole], seconds[merging])
+            ratios[f"{merging}/batch {batch}/{whole}"] = round(middle, 3)
+            print(f"  {merging:24} to {whole:22} {middle:6.3f} ({low:.3f} to {high:.3f})")
     return ratios
 
 
-def loading(name: str, work: Path, threads: int) -> dict[str, float]:
+def loading(name: str, work: Path, threads: int, those: list[str]) -> dict[str, float]:
     """Load times and resident memory, each in a process of its own."""
     print("\n                          load s   resident MB   peak MB")
     found = {}
-    for who in (*LOADED, *LOADED.values()):
+    pairs = {ours: peer for ours, peer in LOADED.items() if ours in those}
+    rivals = (rival for ours in pairs for rival in LEANEST[ours])
+    for who in (*pairs, *dict.fromkeys((*pairs.values(), *rivals))):
         found[who] = in_a_process(who, name, work, threads)
         load, resident, peak = (found[who][key] for key in ("load", "resident", "peak"))
         print(f"  {who:24} {load:6.2f} {resident / 1024:12.0f} {peak / 1024:9.0f}")
     ratios = {}
-    for ours, peer in LOADED.items():
-        for key in ("load", "resident"):
-            ratios[f"{ours}/{key}/{peer}"] = round(found[peer][key] / found[ours][key], 3)
+    for ours, peer in pairs.items():
+        ratios[f"{ours}/load/{peer}"] = round(found[peer]["load"] / found[ours]["load"], 3)
+        print(f"  {ours} loads in {found[ours]['load'] / found[peer]['load']:.2f} of {peer}'s time")
+        for key in ("resident", "peak"):
+            leanest = min(LEANEST[ours], key=lambda who, key=key: found[who][key])
+            share = found[ours][key] / found[leanest][key]
+            ratios[f"{ours}/{key}/leanest peer"] = round(1 / share, 3)
+            print(f"  {ours}: {key} {share:.3f} of the leanest peer's ({leanest})")
     return ratios
 
 
@@ -302,7 +373,10 @@ def main() -> None:
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 8])
     parser.add_argument("--work", type=Path, help="where exported files are kept")
     parser.add_argument("--no-memory", action="store_true", help="without loading and memory")
-    parser.add_argument("--only", nargs="+", choices=(*OURS, *PEERS), help="of the contenders")
+    parser.add_argument("--only-memory", action="store_true", help="loading and memory alone")
+    every = (*OURS, *PEERS, *MERGING)
+    parser.add_argument("--only", nargs="+", choices=every, help="of the contenders")
+    parser.add_argument("--merge-tokens", type=int, default=0, metavar="R", help="bundles that do")
     parser.add_argument("--only-prepare", action="store_true", help="export, and stop")
     parser.add_argument("--alone", help=argparse.SUPPRESS)
     chosen = parser.parse_args()
@@ -314,10 +388,15 @@ def main() -> None:
         if chosen.alone:
             alone(chosen.alone, name, work, chosen.threads)
             return
-        prepare(name, work)
+        prepare(name, work, contenders(chosen), chosen.merge_tokens)
         if chosen.only_prepare:
             return
         measured(name, work, chosen)
+
+
+def contenders(chosen: argparse.Namespace) -> list[str]:
+    every = (*OURS, *PEERS, *(MERGING if chosen.merge_tokens else ()))
+    return [who for who in every if not chosen.only or who in chosen.only]
 
 
 def measured(name: str, work: Path, chosen: argparse.Namespace) -> None:
@@ -333,9 +412,14 @@ def measured(name: str, work: Path, chosen: argparse.Namespace) -> None:
     )
     ratios: dict[str, float] = {}
     if not chosen.no_memory:
-        ratios |= loading(name, work, chosen.threads)
-    those = [who for who in (*OURS, *PEERS) if not chosen.only or who in chosen.only]
-    runs = {who: opened(who, name, work, chosen.threads) for who in those}
+        ratios |= loading(name, work, chosen.threads, contenders(chosen))
+    if chosen.only_memory:
+        print(json.dumps({"benchmark": "inference", "ratios": ratios}))
+        return
+    runs = {
+        who: opened(who, name, work, chosen.threads, chosen.merge_tokens)
+        for who in contenders(chosen)
+    }
     for batch in chosen.batches:
         ratios |= report(speed(runs, side_of(name), batch, rounds), batch)
     print(json.dumps({"benchmark": "inference", "ratios": ratios}))

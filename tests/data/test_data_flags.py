@@ -70,7 +70,7 @@ def test_parquet_with_columns(tmp_path):
     ("data", "words", "match"),
     [
         ("pipe:cat x.tar", (), "pipe: would run a command"),
-        ("hf:a/b?stream=1", (), "a stream is opened by vitrail.data.stream.open_stream"),
+        ("hf:a/b?steam=1", (), "unknown option 'steam'; did you mean 'stream'?"),
         ("{shards}/{{0..2}}.tar", (), "there is no file"),
         ("{shards}", ("--label-column", "kind"), "json has no 'kind'"),
         ("{shards}", ("--classes", "/none.json"), "/none.json: cannot be read"),

@@ -226,7 +226,7 @@ def test_going_on_reads_no_part_that_lies_before(folder):
 
 
 def test_what_a_stream_cannot_do_is_said(folder, tmp_path):
-    refused(f"hf:{folder}?stream=1", "a stream is opened by vitrail.data.stream.open_stream")
+    refused(f"hf:{folder}?stream=1", "only train reads a stream")
     stream = open_stream(f"hf:{folder}")
     with pytest.raises(Error, match="a stream has no other sampling and no repeats"):
         train_batches(stream, SIZE, None, 4, sampling="balanced")

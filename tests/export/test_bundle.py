@@ -16,6 +16,7 @@ import vitrail
 from tests.commands import call, start
 from tests.export.small import CLASSES, answered, class_folder, pictures, sure_model
 from vitrail.export.bundle import Manifest, example, read_manifest, write_manifest
+from vitrail.export.make import Wanted, make_bundle
 from vitrail.export.verify import verify_bundle
 from vitrail.kit.preprocess import Preprocessing
 from vitrail.weights.folder import update_details
@@ -142,7 +143,9 @@ def test_the_readmes_resize_and_crop_are_ours_pixel_for_pixel(fit, interpolation
             assert np.array_equal(names["images"][0], pre.geometry(picture)), (crop, size)
 
 
-def test_one_flipped_bit_anywhere_is_refused(bundle):
+@pytest.mark.parametrize("large", [2**24, 0])  # with 0 every file is opened while it is checked
+def test_one_flipped_bit_anywhere_is_refused(bundle, large, monkeypatch):
+    monkeypatch.setattr("vitrail.export.bundle.LARGE", large)
     draw = random.Random(0)
     files = [bundle / name for name in ("model.onnx", "bundle.json", "README.md")]
     for k in range(30):
@@ -308,6 +311,15 @@ def test_a_kill_leaves_no_half_bundle(place, tmp_path):
         assert not (tmp_path / "b").exists() or vitrail.Classifier(tmp_path / "b").labels
 
 
+@pytest.mark.parametrize("to", RUNTIMES)
+def test_a_bundle_can_be_read_by_whom_the_user_lets(place, tmp_path, to):
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "file").write_text("")
+    modes = {path.stat().st_mode for path in (place / to).iterdir()}
+    assert modes == {(tmp_path / "file").stat().st_mode}
+    assert (place / to).stat().st_mode == (tmp_path / "folder").stat().st_mode
+
+
 def test_predict_takes_a_bundle(place):
     picture = next((place / "data").rglob("*.png"))
     out, _ = call("predict", place / "onnx", picture, "--format", "jsonl")
@@ -315,3 +327,104 @@ def test_predict_takes_a_bundle(place):
     theirs, ours = (json.loads(text)["predictions"] for text in (out, expected))
     assert [p["label"] for p in theirs] == [p["label"] for p in ours]
     assert theirs[0]["probability"] == pytest.approx(ours[0]["probability"], abs=1e-5)
+
+
+@pytest.mark.parametrize("to", RUNTIMES)
+def test_a_bundle_with_attention_gives_the_tapes_and_the_same_logits(place, tmp_path, to):
+    words = ("--to", to, "--check", place / "data", "--attention", "--out", tmp_path / "seeing")
+    call("export", place / "model", *words)
+    about = json.loads((tmp_path / "seeing" / "bundle.json").read_text())
+    assert about["outputs"] == ["logits", "probabilities", "attention"]
+    assert to == "torch" or about["gate"]["attention_gap"] < 1e-5
+    seeing, blind = vitrail.Classifier(tmp_path / "seeing"), vitrail.Classifier(place / to)
+    images = [Image.fromarray(image).resize((90, 61)) for image in pictures(7, seed=9)]
+    model, tape = vitrail.load_model(place / "model"), vitrail.Tape()
+    inputs = torch.stack([model.preprocessing(image) for image in images])
+    with torch.no_grad():
+        model(inputs, tape=tape)
+    # two blocks, a class token, patches of 8 pixels in a picture of 32
+    expected = tape["blocks.1.attention"][:, :, 0, 1:].mean(1).reshape(7, 4, 4).numpy()
+    assert seeing.attends
+    seeing.batch_size = 3
+    maps = seeing.attention(images)
+    assert np.abs(np.stack([one.values for one in maps]) - expected).max() < 1e-5
+    assert expected.std() > 1e-3
+    assert {one.region for one in maps} == {model.preprocessing.region(90, 61)}
+    assert np.abs(seeing.logits(images) - blind.logits(images)).max() < 1e-5
+    assert not blind.attends
+    with pytest.raises(vitrail.Error, match="export the model again with --attention"):
+        blind.attention(images)
+
+
+def test_attention_of_a_network_of_convolutions_is_one_sentence(place, tmp_path):
+    torch.manual_seed(0)
+    vitrail.save_model(vitrail.create_model("resnet50", num_classes=4), tmp_path / "model")
+    for to in RUNTIMES:
+        words = ("--to", to, "--no-check", "--attention", "--out", tmp_path / "b")
+        _, said = call("export", tmp_path / "model", *words, status=2)
+        assert "ResNet has no attention" in said
+        assert not (tmp_path / "b").exists()
+    assert not vitrail.Classifier(tmp_path / "model").attends
+
+
+def test_merged_tokens_have_no_map_of_attention(place, tmp_path):
+    out = tmp_path / "b"
+    for to in RUNTIMES:
+        words = ("export", place / "model", "--to", to, "--no-check", "--merge-tokens", 2)
+        _, said = call(*words, "--attention", "--out", out, status=2)
+        assert "--attention and --merge-tokens exclude each other" in said
+        assert not out.exists()
+        call(*words, "--overwrite", "--out", tmp_path / to)
+        classify = vitrail.Classifier(tmp_path / to, threads=1)
+        assert not classify.attends
+        with pytest.raises(vitrail.Error, match="with --attention and without --merge-tokens"):
+            classify.attention(list(pictures(1)))
+        pixels = np.stack([classify.prepare(image) for image in pictures(2)])
+        with pytest.raises(vitrail.Error, match="with --attention"):
+            classify._runtime.with_attention(pixels)
+        assert classify.probabilities(pixels).sum(1) == pytest.approx(1, abs=1e-5)
+    with pytest.raises(vitrail.Error, match="no map of attention"):
+        make_bundle(sure_model(), out, Wanted(to="onnx", attention=True, merge_tokens=2), say=print)
+
+
+def test_the_readme_of_a_bundle_with_attention_says_so_and_runs(place, tmp_path):
+    words = ("--to", "onnx", "--no-check", "--attention", "--out", tmp_path / "b")
+    call("export", place / "model", *words)
+    text = (tmp_path / "b" / "README.md").read_text()
+    assert "`attention` [b, rows, columns]" in text
+    assert "`attention`" not in (place / "onnx" / "README.md").read_text()
+    (tmp_path / "b" / "example.py").write_text(text.partition("```python\n")[2].partition("```")[0])
+    Image.fromarray(pictures(1, side=77)[0]).save(tmp_path / "p.png")
+    run = [sys.executable, tmp_path / "b" / "example.py", tmp_path / "p.png"]
+    done = subprocess.run(run, capture_output=True, text=True, check=True)
+    assert len(done.stdout.splitlines()) == 4
+
+
+@pytest.mark.parametrize("to", ["onnx", "openvino"])
+def test_a_graph_is_used_without_torch_and_answers_the_same(place, tmp_path, to):
+    """Its import takes more memory than most models do."""
+    images = sorted((place / "data").rglob("*.png"))[:5]
+    code = """
+import json, sys
+import vitrail
+classify = vitrail.Classifier(sys.argv[1], threads=1)
+answers = classify(sys.argv[2:], top_k=4)
+assert [found.labels for found in classify.stream(sys.argv[2:], top_k=4, workers=2)] == answers
+print(json.dumps([answers, classify.logits(sys.argv[2:]).tolist(), "torch" in sys.modules]))
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code, place / to, *images], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    answers, logits, has_torch = json.loads(done.stdout)
+    assert not has_torch
+    classify = vitrail.Classifier(place / to, threads=1)
+    assert np.array_equal(np.float32(logits), classify.logits(images))
+    rows = torch.from_numpy(np.float32(logits)) / classify.temperature
+    expected = rows.softmax(dim=-1).sort(descending=True)
+    assert [[label for label, _ in row] for row in answers] == [
+        [classify.labels[place] for place in row] for row in expected.indices.tolist()
+    ]
+    assert [p for row in answers for _, p in row] == pytest.approx(
+        expected.values.flatten().tolist(), abs=1e-6
+    )

@@ -73,7 +73,7 @@ def test_a_network_without_attention_says_so():
         def features(self, images, tape=None):
             return images.mean((2, 3))
 
-    with pytest.raises(Error, match="Convolutions has no attention from patch to patch"):
+    with pytest.raises(Error, match="Convolutions has no attention from place to place"):
         attention_maps(Convolutions(), torch.zeros(1, 8, 8, 3, dtype=torch.uint8))
 
 

@@ -1,9 +1,14 @@
 """A page as a browser and a screen reader meet it."""
 
+import base64
+import hashlib
 import itertools
 import re
 from dataclasses import dataclass, field
 from html.parser import HTMLParser
+from pathlib import Path
+
+from vitrail import kit
 
 
 @dataclass
@@ -19,7 +24,7 @@ class Element:
 
 
 class _Reader(HTMLParser):
-    VOID = ("meta", "link", "img", "wbr")
+    VOID = ("meta", "link", "img", "wbr", "input")
 
     def __init__(self):
         super().__init__()
@@ -55,15 +60,18 @@ def read(page: str) -> list[Element]:
     return reader.elements
 
 
-def check_self_contained(page: str) -> None:
-    """Nothing is asked for from outside, nothing runs, and the browser is told so."""
+def check_self_contained(page: str, script: bool = False) -> None:
+    """Nothing is asked for from outside, nothing runs, and the browser is told so.
+
+    With ``script`` the one script of `page.js` runs, and the browser is told its hash.
+    """
     elements = read(page)
     source = re.sub("base64,[A-Za-z0-9+/=]*", "", page)
     assert "http" not in source.replace('http-equiv="Content', "").replace("http%3A", "")
     assert "@import" not in source
     assert "url(" not in source.replace("url(#", "")
     for element in elements:
-        assert element.tag not in ("script", "iframe", "object", "embed", "form", "base")
+        assert element.tag not in ("iframe", "object", "embed", "form", "base")
         for name, value in element.attributes.items():
             assert not name.startswith("on"), element
             if name in ("src", "href", "srcset", "xlink:href", "action", "poster"):
@@ -73,7 +81,13 @@ def check_self_contained(page: str) -> None:
     rules = dict(rule.split(maxsplit=1) for rule in policies[0].split("; "))
     assert rules["default-src"] == "'none'"
     assert rules["img-src"] == "data:"
-    assert "script-src" not in rules
+    scripts = re.findall("<script>(.*?)</script>", page, flags=re.DOTALL)
+    assert sum(element.tag == "script" for element in elements) == len(scripts) == int(script)
+    assert ("script-src" in rules) == script
+    for text in scripts:
+        digest = base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
+        assert rules["script-src"] == f"'sha256-{digest}'"
+        assert text == (Path(kit.__file__).parent / "page.js").read_text().strip()
 
 
 def check_readable(page: str) -> None:

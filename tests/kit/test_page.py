@@ -1,5 +1,6 @@
 import base64
 import io
+import json
 
 import numpy as np
 import pytest
@@ -7,7 +8,7 @@ from PIL import Image
 
 from tests.kit.reading import check_readable, check_self_contained, read
 from vitrail.kit.chart import Line, line_chart
-from vitrail.kit.page import Page, Picture, Share, confused, data_uri, show
+from vitrail.kit.page import Layered, Page, Picture, Share, confused, data_uri, show
 
 HOSTILE = "\"'></title></style><script>alert(1)</script><img src=x onerror=alert(1)>{{ 7*7 }}"
 
@@ -149,3 +150,50 @@ def test_values_are_shown_as_people_write_them(value, shown):
 
 def _decoded(address: str) -> bytes:
     return base64.b64decode(address.partition(",")[2])
+
+
+def a_layered_page(word: str) -> Page:
+    generator = np.random.default_rng(0)
+    maps = [generator.random((2, 3, 4)), generator.random((1, 2, 2))]
+    picture = Layered(np.zeros((30, 50, 3), np.uint8), maps, (0, 0.2, 1, 0.6), word, word, [word])
+    page = Page(word)
+    page.section(word).layered([picture, picture], [word, "b"], word)
+    page.section("b").figure(np.zeros((9, 9, 3), np.uint8), word, word)
+    return page
+
+
+def test_maps_under_sliders_run_the_one_script_that_the_policy_names():
+    page = a_layered_page(HOSTILE).html()
+    check_self_contained(page, script=True)
+    check_readable(page)
+    elements = read(page)
+    harmless = read(a_layered_page("word").html())
+    tags = [element.tag for element in elements if element.tag != "wbr"]
+    assert tags == [element.tag for element in harmless]
+    (box,) = (e for e in elements if "data-layers" in e.attributes)
+    assert json.loads(box.attributes["data-layers"]) == [[HOSTILE, 0, 3, 4, 2], ["b", 3, 2, 2, 1]]
+    inner = Page("a")
+    inner.section("b").details("c").layered(
+        [Layered(np.zeros((9, 9, 3), np.uint8), [np.ones((1, 2, 2))], (0, 0, 1, 1), "d")],
+        ["e"],
+        "f",
+    )
+    check_self_contained(inner.html(), script=True)
+
+
+def test_a_sheet_of_maps_holds_each_scaled_to_its_own_greatest():
+    page = a_layered_page("word").html()
+    canvas = next(e for e in read(page) if e.tag == "canvas")
+    content = base64.b64decode(canvas.attributes["data-sprite"].partition("base64,")[2])
+    sheet = np.asarray(Image.open(io.BytesIO(content)))
+    assert sheet.shape == (3 + 2, 3 * 4)
+    generator = np.random.default_rng(0)
+    first, second = generator.random((2, 3, 4)), generator.random((1, 2, 2))
+    for index, tile in enumerate([first.mean(0), *first]):
+        shown = sheet[:3, 4 * index : 4 * index + 4]
+        np.testing.assert_allclose(shown, 255 * tile / tile.max(), atol=0.51)
+    np.testing.assert_allclose(sheet[3:, :2], 255 * second[0] / second.max(), atol=0.51)
+    other = Layered(np.zeros((9, 9, 3), np.uint8), [second], (0, 0, 1, 1), "a")
+    more = Layered(np.zeros((9, 9, 3), np.uint8), [first], (0, 0, 1, 1), "a")
+    with pytest.raises(ValueError, match="maps of the same shapes"):
+        Page("a").section("b").layered([other, more], ["c"], "d")

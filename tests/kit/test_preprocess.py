@@ -314,3 +314,27 @@ def test_the_size_to_decode_at_is_twice_what_is_needed():
     assert letterbox.needed_size(3000, 4000) == 336
     assert Preprocessing(size=(100, 400)).needed_size(4000, 3000) == 600  # the width decides
     assert crop.needed_size(1, 50_000) is None
+
+
+@pytest.mark.parametrize("fit", ["crop", "squash", "letterbox"])
+@pytest.mark.parametrize("size", [(40, 40), (30, 50)])
+def test_the_region_is_where_the_models_pixels_come_from(fit, size):
+    for crop in (1.0, 0.875, 0.5):
+        pre = Preprocessing(size=size, crop=crop, fit=fit, interpolation="box", mean=(0, 0, 0))
+        for height, width in ((600, 600), (400, 900), (900, 411), (30, 2000), (2000, 30)):
+            # each pixel says where it is: red from the left, green from the top
+            x = np.broadcast_to(255 * (np.arange(width) + 0.5) / width, (height, width))
+            y = np.broadcast_to(255 * (np.arange(height) + 0.5) / height, (width, height)).T
+            inside = np.full_like(x, 255)
+            picture = np.rint(np.stack([x, y, inside], -1)).astype(np.uint8)
+            seen = pre.geometry(picture).astype(float)
+            left, top, right, bottom = pre.region(width, height)
+            assert fit == "letterbox" or (min(left, top) >= 0 and max(right, bottom) < 1 + 1e-9)
+            for axis, channel, begin, end in ((1, 0, left, right), (0, 1, top, bottom)):
+                share = begin + (end - begin) * (np.arange(seen.shape[axis]) + 0.5) / size[axis]
+                shown = seen[..., channel].max(1 - axis) / 255
+                padded = seen[..., 2].max(1 - axis) == 0
+                assert (padded == ((share < 0) | (share > 1))).all()
+                # half a pixel, of the input or of the picture, and rounding
+                step = max((end - begin) / size[axis], 1 / (height, width)[axis])
+                assert np.abs(shown - share)[~padded].max() <= step / 2 + 1.5 / 255

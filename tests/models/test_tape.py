@@ -12,7 +12,7 @@ def test_a_tape_changes_no_logits():
         model, images = random_model(small(**fields)), images_for(small())
         with torch.no_grad():
             plain = model(images)
-            assert torch.equal(model(images, tape=Tape(only="blocks.*.out")), plain)
+            assert torch.equal(model(images, tape=Tape(only="blocks.0.out")), plain)
             torch.testing.assert_close(model(images, tape=Tape()), plain, rtol=1e-12, atol=1e-12)
             tape = Tape()
             model.float()(images.float(), tape=tape)

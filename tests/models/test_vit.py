@@ -226,3 +226,29 @@ def test_a_picture_that_the_patch_does_not_divide():
 
 def test_configs_that_are_the_same_model_are_equal():
     assert ViTConfig(image_size=(224, 224)) == ViTConfig(image_size=[224, 224]) == ViTConfig()
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [{}, {"registers": 2, "position_on_prefix": False}, {"layer_scale": 0.3}, {"distilled": True},
+     {"gated_mlp": True, "activation": "silu"}, {"qkv_bias": False}, {"depth": 1}],
+)  # fmt: skip
+def test_the_last_block_computes_what_is_read_and_nothing_changes(fields):
+    model, images = random_model(small(**fields)), images_for(small())
+    model.train()
+
+    def gradients(tape: Tape | None) -> dict[str, torch.Tensor]:
+        model.zero_grad()
+        model(images, tape=tape).square().sum().backward()
+        return {name: p.grad.clone() for name, p in model.named_parameters()}
+
+    lean, whole = gradients(None), gradients(Tape(only=f"blocks.{model.config.depth - 1}.out"))
+    for name, gradient in whole.items():
+        torch.testing.assert_close(lean[name], gradient, rtol=1e-9, atol=1e-9, msg=name)
+    seen = []
+    model.blocks[-1].mlp.fc1.register_forward_hook(
+        lambda _, given, made: seen.append(made.shape[1])
+    )
+    model(images)
+    tokens = model.encode(images).shape[1]
+    assert seen == [2 if model.config.distilled else 1, tokens]

@@ -2,14 +2,17 @@
 
 import csv
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
+import vitrail
 from tests.commands import call, records
 from tests.training.processes import finished, torchrun
+from vitrail.export.bundle import read_manifest, write_manifest
 from vitrail.recipes.run import train
 
 COLORS = ("red", "green", "blue")
@@ -33,10 +36,17 @@ def pictures(tmp_path_factory) -> Path:
     return folder / "all.csv"
 
 
-def test_a_run_is_watched_and_measured_by_mean_average_precision(tmp_path, pictures):
-    out = tmp_path / "run"
+@pytest.fixture(scope="module")
+def run(pictures, tmp_path_factory) -> tuple[Path, str]:
+    """A run on them, and what it said."""
+    out = tmp_path_factory.mktemp("several") / "run"
     words = ("train", pictures, *SMALL, "--steps", "40", "--lr", "0.003", "--out", out)
     said, _ = call(*words, "--set", "eval_every=20", "target.class_weights=balanced")
+    return out, said
+
+
+def test_a_run_is_watched_and_measured_by_mean_average_precision(run, pictures):
+    out, said = run
     assert "mean average precision" in said
     looks = records(out, "eval")
     assert [one["step"] for one in looks] == [20, 40]
@@ -62,10 +72,67 @@ def test_a_run_is_watched_and_measured_by_mean_average_precision(tmp_path, pictu
     (answer,) = map(json.loads, printed.splitlines())
     chances = {one["label"]: one["probability"] for one in answer["predictions"]}
     assert min(chances["red"], chances["blue"]) > 0.5 > chances["green"]
-    refused = call("export", out, "--to", "onnx", "--out", tmp_path / "b", "--no-check", status=2)[
-        1
-    ]
-    assert "several labels" in refused
+
+
+@pytest.mark.parametrize("to", ["openvino", "torch", pytest.param("onnx", marks=pytest.mark.slow)])
+def test_a_bundle_gives_each_label_a_probability_of_its_own(run, pictures, tmp_path, to):
+    pytest.importorskip({"openvino": "openvino", "onnx": "onnxruntime", "torch": "torch"}[to])
+    model, bundle = run[0], tmp_path / "bundle"
+    words = ("--to", to, "--check", pictures, "--attention", "--out", bundle)
+    said, _ = call("export", model, *words)
+    assert "mean average precision" in said
+    about = json.loads((bundle / "bundle.json").read_text())
+    assert about["several_labels"] is True
+    gate = about["gate"]
+    assert gate["reference_top1"] is gate["exported_top1"] is None
+    assert gate["exported_map"] == pytest.approx(gate["reference_map"], abs=1e-6)
+    assert gate["reference_map"] > 0.9
+    assert gate["agreement"] == 1
+    assert "mean average precision" in (bundle / "README.md").read_text()
+    rows = []
+    for source in (model, bundle):
+        printed, _ = call("predict", source, pictures.parent / "5.png", "--format", "jsonl")
+        (answer,) = map(json.loads, printed.splitlines())
+        rows.append({one["label"]: one["probability"] for one in answer["predictions"]})
+    assert rows[1] == pytest.approx(rows[0], abs=1e-5)
+    assert min(rows[1]["red"], rows[1]["blue"]) > 0.5 > rows[1]["green"]
+    asked = ("verify", bundle, "--against", model, "--check", pictures, "--split", "train")
+    assert "several_labels" in call(*asked)[0]
+    classify = vitrail.Classifier(bundle, threads=1)
+    pixels = np.stack([classify.prepare(pictures.parent / f"{i}.png") for i in (5, 7)])
+    chances, maps = classify.with_attention(pixels)  # as the server asks
+    expected = 1 / (1 + np.exp(-classify.forward(pixels) / classify.temperature))
+    assert np.abs(chances - expected).max() < 1e-6
+    assert np.array_equal(chances, classify.probabilities(pixels))
+    assert chances.dtype == np.float32
+    assert maps.shape == (2, 4, 4)
+    if to == "openvino":
+        import openvino
+
+        graph = openvino.compile_model(bundle / "model.xml", "CPU")
+        given = graph({"images": np.zeros((2, 28, 28, 3), np.uint8)})
+        expected = 1 / (1 + np.exp(-given["logits"] / about["temperature"]))
+        assert np.abs(given["probabilities"] - expected).max() < 1e-6
+
+
+def test_a_bundle_of_several_labels_in_another_order_is_refused(run, pictures, tmp_path):
+    call("export", run[0], "--to", "torch", "--check", pictures, "--out", tmp_path / "b")
+    manifest = read_manifest(tmp_path / "b")
+    write_manifest(tmp_path / "b", replace(manifest, labels=manifest.labels[::-1]))
+    words = ("verify", tmp_path / "b", "--against", run[0], "--check", pictures)
+    _, err = call(*words, "--split", "train", status=3)
+    assert "gate: mean average precision falls from" in err
+    assert "the order of the labels" in err
+
+
+def test_what_gives_several_labels_is_checked_on_several(run, pictures, tmp_path):
+    words = ("--to", "torch", "--out", tmp_path / "b", "--check")
+    _, err = call("export", run[0], *words, "demo:fashion", status=2)
+    assert "several labels" in err
+    vitrail.save_model(vitrail.create_model("vit_mu_patch7_28", 3), tmp_path / "m", COLORS)
+    _, err = call("export", tmp_path / "m", *words, pictures, status=2)
+    assert "the model gives one" in err
+    assert not (tmp_path / "b").exists()
 
 
 def test_seeds_and_rates_go_by_mean_average_precision(tmp_path, pictures):

@@ -89,6 +89,25 @@ def test_the_same_facts_as_data(tmp_path):
     assert found["seeds"]["deviation"] == pytest.approx(0.5**0.5 / 10)
 
 
+def test_runs_of_several_labels_are_compared_by_mean_average_precision(tmp_path):
+    folders = [a_run(tmp_path / "a"), a_run(tmp_path / "b", top1=0.6, seed=1)]
+    for folder in folders:
+        for file in ("metrics.jsonl", "config.json"):
+            path = folder / file
+            path.write_text(path.read_text().replace('"top1"', '"mean_average_precision"'))
+    runs = open_runs(folders)
+    found = compare(runs)
+    assert [run["score"] for run in found["runs"]] == [0.8, 0.6]
+    assert [run["top1"] for run in found["runs"]] == [None, None]
+    assert found["runs"][0]["best_val_score"] == 0.8
+    write_comparison(tmp_path / "page.html", runs)
+    said = text_of((tmp_path / "page.html").read_text())
+    assert "70.00 % mean average precision on average" in said
+    assert "Mean average precision on validation" in said
+    write_comparison(tmp_path / "mixed.html", open_runs([a_run(tmp_path / "c"), folders[0]]))
+    assert "They are measured differently" in text_of((tmp_path / "mixed.html").read_text())
+
+
 def test_seeds_are_summed_up_only_where_nothing_else_differs(tmp_path):
     runs = open_runs([a_run(tmp_path / "a"), a_run(tmp_path / "b", seed=1, lr=1e-4)])
     assert compare(runs)["seeds"] is None

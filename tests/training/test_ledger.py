@@ -12,6 +12,7 @@ from vitrail.models.cost import cost
 from vitrail.models.zoo import create_model
 from vitrail.training.engine import Engine
 from vitrail.training.ledger import Ledger, account, passes_of
+from vitrail.training.tuning import hold_backbone
 
 FAMILIES = (
     *("vit_tiny_patch16_224", "deit_tiny_distilled_patch16_224", "vit_base_r50_s16_224"),
@@ -96,6 +97,21 @@ def test_the_median_of_the_steps_is_the_rate_and_an_objective_may_count_for_itse
     assert ledger.macs_per_image == 77
     assert ledger.matmul_peak == matmul_peak("cpu", "fp32", torch.get_num_threads())
     assert ledger.matmul_peak > 1e8
+
+
+def test_the_first_phase_and_the_teacher_count_for_what_they_cost():
+    model = create_model("vit_mu_patch7_28")
+    objective = SimpleNamespace(teacher_macs=1_000)
+    learner = SimpleNamespace(model=model, objective=objective)
+    ledger = account(learner, Engine("cpu", "fp32"), images=5, seconds=2.0, head_share=0.25)
+    assert 0.25 * 1 + 0.75 * 3 < ledger.passes < 0.25 * 1.1 + 0.75 * 3
+    assert ledger.flops == round(2 * 5 * (ledger.passes * cost(model).macs + 1_000))
+    assert not model.held
+    assert all(parameter.requires_grad for parameter in model.parameters())
+    hold_backbone(model)  # a run that ended in its first phase
+    ledger = account(learner, Engine("cpu", "fp32"), images=5, seconds=2.0, head_share=1.0)
+    assert ledger.passes == pytest.approx(passes_of(model))
+    assert model.held
 
 
 def test_a_run_keeps_its_ledger_and_the_report_tells_it(tmp_path):

@@ -38,7 +38,7 @@ def test_decay_is_for_matrices_only():
 def test_rates_fall_towards_the_embeddings():
     model = create_model("vit_mu_patch16_32", 4, depth=3)
     optimizer = make_optimizer(model, Optim(lr=1.0, layer_decay=0.5))
-    set_rate(optimizer, 0.1)
+    set_rate(optimizer, 0.1, 0.1)
     names = {id(p): name for name, p in model.named_parameters()}
     rates = {names[id(p)]: g["lr"] for g in optimizer.param_groups for p in g["params"]}
     assert len(rates) == len(names)  # every parameter once

@@ -8,8 +8,8 @@ import tests.reference.torchvision_stub  # noqa: F401  (before timm)
 from vitrail.models.zoo import create_model
 from vitrail.training.ema import EMA
 from vitrail.training.lamb import LAMB
-from vitrail.training.optim import make_optimizer, set_rate
-from vitrail.training.recipe import Optim
+from vitrail.training.optim import Rates, make_optimizer, set_rate
+from vitrail.training.recipe import Duration, Model, Optim, Recipe, Schedule, Tuning
 
 
 def parameters(seed: int = 0) -> list[nn.Parameter]:
@@ -92,11 +92,29 @@ def test_independent_decay_follows_the_schedule_alone(name):
     for share in (1.0, 0.5, 0.25):
         for parameter in model.parameters():
             parameter.grad = torch.zeros_like(parameter)
-        set_rate(optimizer, share * recipe.lr)
+        set_rate(optimizer, share * recipe.lr, recipe.lr)
         optimizer.step()
         expected *= 1 - share * 1e-2  # whatever the rate and the depth
     assert weight.detach().flatten()[0].item() == pytest.approx(expected, rel=1e-6)
     assert bias.detach()[0].item() == 1.0
+
+
+def test_independent_decay_goes_by_the_peak_of_each_phase():
+    recipe = Recipe(
+        model=Model(name="vit_mu_patch16_32"),
+        optim=Optim(lr=1e-3, weight_decay=1e-2, decay="independent", clip_norm=None),
+        schedule=Schedule(kind="constant", warmup=Duration(0)),
+        tuning=Tuning(part="head_then_all", head_for=Duration(2), head_lr=0.1),
+    )
+    model = create_model("vit_mu_patch16_32", 4)
+    rates, optimizer = Rates(recipe, examples=100, total=4), make_optimizer(model, recipe.optim)
+    model.head.weight.data.fill_(1.0)
+    for step in range(4):
+        for parameter in model.parameters():
+            parameter.grad = torch.zeros_like(parameter)
+        set_rate(optimizer, rates(step), rates.peak(step))
+        optimizer.step()
+    assert model.head.weight.detach().flatten()[0].item() == pytest.approx(0.99**4, rel=1e-6)
 
 
 def test_torchs_decay_at_a_thousandth_of_the_rate_is_the_other_one():
@@ -108,7 +126,7 @@ def test_torchs_decay_at_a_thousandth_of_the_rate_is_the_other_one():
             for i, parameter in enumerate(model.parameters()):
                 generator = torch.Generator().manual_seed(10 * i + step)
                 parameter.grad = torch.randn(parameter.shape, generator=generator)
-            set_rate(optimizer, recipe.lr * (1 - step / 3))
+            set_rate(optimizer, recipe.lr * (1 - step / 3), recipe.lr)
             optimizer.step()
         return model.blocks[0].mlp.fc1.weight.detach()
 

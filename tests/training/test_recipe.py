@@ -107,6 +107,7 @@ def test_every_recipe_fits_any_amount_of_data(name, examples):
     recipe = RECIPES[name](situation)
     assert recipe.name == name
     assert recipe.duration.steps(examples, recipe.batch_size) >= 1
+    assert recipe.batch_size <= max(64, examples)  # no picture twice in a batch of a paper's
 
 
 def test_short_runs_on_small_pictures_are_not_augmented():

@@ -13,10 +13,10 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 if "RANK" in os.environ:  # one of several processes: each would repeat torch's remarks
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
 
-import inspect
 import sys
 import warnings
 from collections.abc import Callable, Sequence
+from inspect import getdoc  # the verb of this name takes the module's place here
 
 from vitrail import __version__
 from vitrail.cli import arguments
@@ -26,11 +26,13 @@ from vitrail.cli.demo import demo
 from vitrail.cli.doctor import doctor
 from vitrail.cli.evaluate import evaluate
 from vitrail.cli.export import export
+from vitrail.cli.inspect import inspect as inspect_model
 from vitrail.cli.models import models
 from vitrail.cli.parse import parsed
 from vitrail.cli.plan import plan
 from vitrail.cli.predict import predict
 from vitrail.cli.probe import probe
+from vitrail.cli.serve import serve
 from vitrail.cli.study import study
 from vitrail.cli.train import train
 from vitrail.cli.verify import verify
@@ -51,8 +53,10 @@ VERBS: dict[str, Callable[..., int]] = {
     "probe": probe,
     "evaluate": evaluate,
     "predict": predict,
+    "inspect": inspect_model,
     "doctor": doctor,
     "export": export,
+    "serve": serve,
     "models": models,
     "convert": convert,
     "verify": verify,
@@ -107,4 +111,4 @@ def main(words: Sequence[str] | None = None) -> int:
 
 
 def _first_line(verb: Callable[..., int]) -> str:
-    return (inspect.getdoc(verb) or "").partition("\n")[0]
+    return (getdoc(verb) or "").partition("\n")[0]

@@ -44,18 +44,20 @@ def compare(
     if json:
         print_json(found)
         return 0
+    measures = {run["measure"] for run in found["runs"]}
+    measure = "score" if len(measures) > 1 else {"top1": "top1"}.get(measures.pop(), "mAP")
     rows = [
         {
             "run": run["name"],
-            "top1": _percent(run["top1"]),
-            "best val": _percent(run["best_val_top1"]),
+            measure: _percent(run["score"]),
+            "best val": _percent(run["best_val_score"]),
             "loss": "-" if run["loss"] is None else f"{run['loss']:.3f}",
             "steps": run["steps"],
             "exaFLOPs": f"{run['ledger'].get('exaflops', float('nan')):.3g}",
         }
         for run in found["runs"]
     ]
-    columns = {"run": "", "top1": "", "best val": "", "loss": "", "steps": ",d", "exaFLOPs": ""}
+    columns = {"run": "", measure: "", "best val": "", "loss": "", "steps": ",d", "exaFLOPs": ""}
     print_rows(columns, rows)
     for name, values in found["differences"].items():
         print(f"{name}: {' | '.join(setting(value) for value in values)}")

@@ -32,6 +32,8 @@ def export(
     fp16: bool = False,
     int8: bool = False,
     int8_weights: bool = False,
+    attention: bool = False,
+    merge_tokens: Annotated[int, arg("R")] = 0,
     keep_anyway: bool = False,
     overwrite: bool = False,
     model: Annotated[str | None, arg("NAME")] = None,
@@ -58,6 +60,8 @@ def export(
         fp16: Weights in half the size; LayerNorm and softmax stay in float32.
         int8: Compute in 8 bits, calibrated on the data; layers that hurt stay in float.
         int8_weights: Weights in a quarter of the size; the arithmetic stays in float.
+        attention: Let it say too where the model looked: a small map a picture.
+        merge_tokens: Merge R tokens in each block of a plain ViT: faster, and not exact.
         keep_anyway: Leave the bundle even when the check refuses it.
         overwrite: Let a bundle in --out go.
         model: The name of the model, for a file that does not say it.
@@ -67,10 +71,18 @@ def export(
     """
     chosen = [name for name, on in _precisions(fp16, int8, int8_weights).items() if on]
     _check_flags(to, chosen, check, no_check, samples, max_drop)
+    if merge_tokens < 0:
+        raise Error(f"--merge-tokens is 0 or more tokens a block, not {merge_tokens}")
+    if merge_tokens and attention:
+        raise Error(
+            "--attention and --merge-tokens exclude each other, because merged tokens have no "
+            "place in the picture: give one"
+        )
     made, gate = _exported(
         source, to, out, chosen[0] if chosen else "fp32",
         check=check, samples=samples, max_drop=max_drop, keep_anyway=keep_anyway,
-        overwrite=overwrite, model=model, which=which, split=split,
+        overwrite=overwrite, model=model, which=which, split=split, attention=attention,
+        merge_tokens=merge_tokens,
     )  # fmt: skip
     refused = gate is not None and not gate.passed
     if no_check:
@@ -118,11 +130,11 @@ def _exported(
 
     check_free(out, given["overwrite"])
     opened = load_model(source, name=given["model"], which=given["which"])
-    if (description_of(source) or {}).get("several_labels"):
-        raise Error(f"{source} gives a picture several labels, which bundles cannot do yet")
+    several = bool((description_of(source) or {}).get("several_labels"))
     temperature, digest = _calibration(source, given["which"])
     images, others = _images(given["check"], given["split"])
     if to == "torch":
+        given["several"] = several
         made = _torch_bundle(opened, out, images, temperature, digest, given)
         return made, made.gate
     wanted = Wanted(
@@ -134,6 +146,9 @@ def _exported(
         max_drop=given["max_drop"],
         keep_anyway=given["keep_anyway"],
         overwrite=given["overwrite"],
+        attention=given["attention"],
+        several=several,
+        merge_tokens=given["merge_tokens"],
     )
 
     def say(words: str) -> None:
@@ -182,16 +197,25 @@ def _torch_bundle(
     import shutil
     import tempfile
 
+    from vitrail.export.attention import attention_view
+    from vitrail.export.blame import explained_merging
     from vitrail.export.bundle import Manifest, write_bundle
-    from vitrail.export.check import check_names, compare, draw_samples, reference_of
+    from vitrail.export.check import check_kind, check_names, compare, draw_samples, reference_of
     from vitrail.export.make import Made, names_of
+    from vitrail.export.names import ATTENTION, OUTPUTS
+    from vitrail.export.verify import torch_logits
     from vitrail.weights.folder import load_model, save_model
 
+    if given["attention"]:
+        attention_view(model)  # says so where there is none
     labels, gate = names_of(model, images), None
+    several, merge = given["several"], given["merge_tokens"]
     with tempfile.TemporaryDirectory(prefix="vitrail-export-") as name:
         work = Path(name)
-        save_model(model, work, labels, details={"temperature": {"final": temperature}})
+        details = {"temperature": {"final": temperature}, "several_labels": several}
+        save_model(model, work, labels, details=details)
         if images is not None:
+            check_kind(images, several)
             samples = draw_samples(images, model.preprocessing, given["samples"])
             check_names(samples, labels)
             saved = load_model(work)
@@ -199,14 +223,16 @@ def _torch_bundle(
             gate = compare(
                 samples,
                 reference_of(model, model.preprocessing),
-                reference_of(saved, saved.preprocessing),
+                torch_logits(saved, merge),
                 labels=labels,
                 exported_labels=saved.labels,
                 temperature=temperature,
-                exact=True,
+                exact=not merge,
                 max_drop=given["max_drop"],
                 sizes=(size, size),
             )
+            if merge:
+                gate = explained_merging(gate, samples, model, merge, labels)
         manifest = Manifest(
             runtime="torch",
             precision="fp32",
@@ -215,12 +241,16 @@ def _torch_bundle(
             temperature=temperature,
             source_sha256=digest,
             gate=None if gate is None else gate.to_json(),
+            outputs=(*OUTPUTS, ATTENTION) if given["attention"] else OUTPUTS,
+            several_labels=several,
+            merge_tokens=merge,
         )
         if gate is not None and not gate.passed and not given["keep_anyway"]:
             return Made(manifest, gate, False)
 
         def moved(folder: Path) -> None:
-            shutil.copytree(work, folder, dirs_exist_ok=True)
+            for path in work.iterdir():  # not their folder, which is closed to others
+                shutil.copyfile(path, folder / path.name)
 
         return Made(write_bundle(out, manifest, moved, given["overwrite"]), gate, True)
 
@@ -229,8 +259,9 @@ def _print(out: Path, made: Made) -> None:
     gate, manifest = made.gate, made.manifest
     if gate is not None:
         print(f"{'':22}{'model':>12}{'exported':>12}   on {gate.n} images")
+        name, before, after = gate.figures
         rows = [
-            ("top-1", f"{100 * gate.reference_top1:.2f} %", f"{100 * gate.exported_top1:.2f} %"),
+            (name, f"{100 * before:.2f} %", f"{100 * after:.2f} %"),
             ("calibration error", f"{gate.reference_ece:.4f}", f"{gate.exported_ece:.4f}"),
             ("ms an image", f"{gate.reference_ms:.2f}", f"{gate.exported_ms:.2f}"),
             ("MB", f"{gate.reference_bytes / 1e6:.2f}", f"{gate.exported_bytes / 1e6:.2f}"),
@@ -241,6 +272,10 @@ def _print(out: Path, made: Made) -> None:
             f"same answer {100 * gate.agreement:.2f} %, largest difference of a logit "
             f"{gate.max_logit_gap:.2g} (the largest logit is {gate.max_logit:.3g})"
         )
+        if gate.attention_gap is not None:
+            print(f"largest difference of its attention {gate.attention_gap:.2g}")
+        for step in gate.steps:
+            print(f"  {step.name:32} {100 * step.figure:8.2f} %   logits move by {step.moved:.2g}")
     if manifest.quantisation:
         layers = manifest.quantisation["layers"]
         print(f"{sum(layer['int8'] for layer in layers)} of {len(layers)} layers in int8; worst:")

@@ -14,10 +14,15 @@ class Progress:
     """Shows what is being done: call it with words, how much is done and of how much.
 
     A total of 0 is work of unknown length. Use it as a context manager.
+
+    Args:
+        rate: what is counted, where it is to be said how many are done in a second; work that is
+            gone on with begins with what was done before, which does not count.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, rate: str = "") -> None:
         self._what, self._began, self._told = "", 0.0, 0.0
+        self._first, self._rate = 0, rate
         self._live: Any = None
 
     def __enter__(self) -> Self:
@@ -38,7 +43,7 @@ class Progress:
         fresh = what != self._what
         if fresh:
             self._what, self._began = what, now
-            self._told = now
+            self._told, self._first = now, done if self._rate else 0
         text = what + self._far(done, total, now - self._began)
         if self._live is not None:
             self._live.update(text.replace("[", r"\["))
@@ -46,9 +51,10 @@ class Progress:
             self._told = now
             print(text, file=sys.stderr, flush=True)
 
-    @staticmethod
-    def _far(done: int, total: int, spent: float) -> str:
+    def _far(self, done: int, total: int, spent: float) -> str:
         if not total:
             return ""
-        left = f", {spent / done * (total - done):,.0f} s to go" if 0 < done < total else ""
-        return f": {done:,} of {total:,}{left}"
+        now = done - self._first
+        rate = f", {now / spent:,.0f} {self._rate}/s" if self._rate and now > 0 and spent else ""
+        left = f", {spent / now * (total - done):,.0f} s to go" if now > 0 and done < total else ""
+        return f": {done:,} of {total:,}{rate}{left}"

@@ -84,6 +84,7 @@ def _verified_bundle(
         return verify_bundle(source)
     from vitrail.data.sources import open_source
     from vitrail.weights.folder import load_model
+    from vitrail.weights.read import description_of
     from vitrail.weights.temperature import read_temperature
 
     return verify_bundle(
@@ -91,6 +92,8 @@ def _verified_bundle(
         load_model(against),
         open_source(check, split),
         temperature=read_temperature(against, "final"),
+        several=bool((description_of(against) or {}).get("several_labels")),
         samples=samples,
         max_drop=max_drop,
+        load=load_model,
     )

@@ -61,6 +61,10 @@ _TO_BYTE = ((np.arange(65536) * 255 + 32767) // 65535).astype(np.uint8)  # 16 bi
 _HARMLESS = ("extraneous bytes", "Adobe color transform", "JFIF revision", "Invalid SOS parameters")
 
 
+class TooManyPixels(Error):
+    """A picture over the limit of pixels: no fault of the file's, and told apart from one."""
+
+
 def decode(data: bytes, min_size: int | None = None, max_pixels: int = MAX_PIXELS) -> np.ndarray:
     """One picture to uint8 [h w 3], RGB, upright.
 
@@ -101,15 +105,19 @@ def pixels_of(image: Image.Image) -> np.ndarray:
     return _upright(pixels, 1 if kind == "TIFF" else _orientation_of(image.info.get("exif")))
 
 
-def read_size(data: bytes) -> tuple[int, int, str]:
+def read_size(data: bytes, max_pixels: int | None = None) -> tuple[int, int, str]:
     """(width, height, mode) from the header alone; mode is Pillow's: L, RGB, P, I;16, CMYK, ...
 
     Sizes are the upright picture's: width and height are swapped where EXIF says so.
 
+    Args:
+        data: the whole file.
+        max_pixels: see `decode`; None: a size is told whatever it is.
+
     Raises:
         Error: the reason why this is no picture that `decode` reads.
     """
-    return _size(data, _kind(data), max_pixels=None)
+    return _size(data, _kind(data), max_pixels)
 
 
 def is_jpeg(data: bytes) -> bool:
@@ -142,6 +150,8 @@ def _size(data: bytes, kind: str, max_pixels: int | None) -> tuple[int, int, str
     if kind == "JPEG":
         head = _jpeg_head(data)
         width, height, mode, turn = head.width, head.height, head.mode, head.orientation
+        if max_pixels is not None:
+            _check_area(width, height, max_pixels)
     else:
         # TIFF's reader gives the upright size already; for the rest EXIF is in the header.
         image = _reader(data, kind, max_pixels)
@@ -177,7 +187,7 @@ def _check_area(width: int, height: int, max_pixels: int) -> None:
     if width < 1 or height < 1:
         raise Error(f"a picture of {width}x{height} pixels")
     if width * height > max_pixels:
-        raise Error(
+        raise TooManyPixels(
             f"{width}x{height} is {width * height / 1e6:.1f} million pixels, over the limit of "
             f"{max_pixels / 1e6:g} million"
         )

@@ -9,7 +9,7 @@ is refused. A folder that `save_to_disk` wrote is opened as it is.
 
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -84,15 +84,15 @@ def list_hub(
     """
     if address.stream:
         raise Error(
-            f"{address.spec}: a stream is opened by vitrail.data.stream.open_stream and read by "
-            "train_batches; a command needs pictures that it can reach by number"
+            f"{address.spec}: only train reads a stream; this needs pictures that it can reach by "
+            "number: leave ?stream out (in Python there is vitrail.data.stream.open_stream)"
         )
     library = library_of(address.spec)
     loaded = _loaded(library, address)
     found, first = Parts(address.spec, numbers=True), None
-    ignored = [f"split {name}" for name in loaded if _split_of(address, name) is None]
+    ignored = [f"split {name}" for name in loaded if split_of(address, name) is None]
     for name, dataset in loaded.items():
-        split = _split_of(address, name)
+        split = split_of(address, name)
         if split is None:
             continue
         where = f"{address.spec} {name}"
@@ -112,10 +112,7 @@ def list_hub(
         )
         ignored = []
     if first is None:
-        raise Error(
-            f"{address.spec}: none of its splits is train, val or test ({listing(list(loaded))}): "
-            "choose one by ?split=NAME"
-        )
+        raise no_split(address, loaded)
     found.classes, found.several = first.classes, first.several
     return found
 
@@ -282,9 +279,17 @@ def _loaded(library: ModuleType, address: Address) -> dict[str, Any]:
     return dict(found) if isinstance(found, dict) else {address.split or "train": found}
 
 
-def _split_of(address: Address, name: str) -> str | None:
+def split_of(address: Address, name: str) -> str | None:
     """Which of our splits one of theirs is; the one that was asked for is train."""
     return "train" if address.split is not None else SPLITS.get(name.lower())
+
+
+def no_split(address: Address, names: Iterable[str]) -> Error:
+    """The error that says which splits there are instead of ours."""
+    return Error(
+        f"{address.spec}: none of its splits is train, val or test ({listing(list(names))}): "
+        "choose one by ?split=NAME"
+    )
 
 
 def _why(error: Exception, address: Address) -> str:

@@ -4,7 +4,6 @@ A list of a million strings is copied page by page as soon as a forked worker co
 it; one block of bytes is not.
 """
 
-import itertools
 from array import array
 from collections.abc import Iterable, Sequence
 from typing import overload
@@ -20,9 +19,11 @@ class Keys(Sequence[str]):
     """
 
     def __init__(self, names: Iterable[str]):
-        encoded = [name.encode("utf-8", "surrogateescape") for name in names]
-        self._block = b"".join(encoded)
-        self._ends = array("q", itertools.accumulate(map(len, encoded), initial=0))
+        block, self._ends = bytearray(), array("q", [0])
+        for name in names:  # one by one: they may come from a walk that never holds them all
+            block += name.encode("utf-8", "surrogateescape")
+            self._ends.append(len(block))
+        self._block = bytes(block)
 
     def __len__(self) -> int:
         return len(self._ends) - 1

@@ -25,7 +25,15 @@ from vitrail.data.table import SUFFIXES as TABLES
 from vitrail.data.table import list_table
 from vitrail.kit.errors import Error, did_you_mean, listing
 
-__all__ = ["ArraySource", "Example", "Source", "hold_out", "open_source", "open_splits"]
+__all__ = [
+    "ArraySource",
+    "Example",
+    "Source",
+    "hold_out",
+    "is_stream",
+    "open_source",
+    "open_splits",
+]
 
 DEMOS = {fashion.NAME: fashion.load}
 PIECES = {".tar": list_shards, ".parquet": list_parquet}
@@ -123,6 +131,15 @@ def open_splits(
                 f"nothing to tell apart{_deeper(source)}"
             )
     return {split: splits[split] for split in ("train", "val", "test") if split in splits}
+
+
+def is_stream(spec: str) -> bool:
+    """Whether a spec asks for pictures in turn (``hf:NAME?stream=1``).
+
+    Raises:
+        Error: an option that is none.
+    """
+    return spec.startswith("hf:") and parse(spec).stream
 
 
 def hold_out(splits: dict[str, Source], fraction: float, seed: int) -> dict[str, Source]:

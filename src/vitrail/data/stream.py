@@ -13,7 +13,8 @@ reads the whole stream and decodes its share.
 
 import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -21,7 +22,7 @@ import numpy as np
 from vitrail.data.columns import Columns, choose, text_of
 from vitrail.data.draws import order, window_order
 from vitrail.data.examples import Source, read_file
-from vitrail.data.hub import Address, has_files, library_of, load, parse
+from vitrail.data.hub import Address, has_files, library_of, load, no_split, parse, split_of
 from vitrail.data.labels import Classes, read_classes
 from vitrail.kit.errors import Error, listing
 
@@ -107,6 +108,13 @@ class Stream:
     def count(self) -> int:
         """How many samples there are: every part is counted."""
         return sum(map(self.size, range(len(self.parts))))
+
+    def __len__(self) -> int:
+        return self.count()
+
+    def in_memory(self) -> Handful:
+        """All samples as they lie, by index: for a split that is small enough."""
+        return Handful(self, list(self._sequence(list(range(len(self.parts))), 0)))
 
     def epoch(self, seed: int, epoch: int, start: int = 0) -> Iterator[Item]:
         """The samples of one epoch, from place ``start`` of its order on."""
@@ -201,12 +209,57 @@ def open_stream(
     """
     address = parse(spec)
     library = library_of(spec)
-    given = Address(spec, address.path, address.config, address.revision, address.split or split)
+    given = replace(address, split=address.split or split)
     data = load(library, given, streaming=True)
+    return _stream_of(library, given, data, classes, (image_column, label_column), window)
+
+
+def open_streams(
+    spec: str,
+    *,
+    classes: Classes | None = None,
+    image_column: str | None = None,
+    label_column: str | None = None,
+    window: int = WINDOW,
+) -> dict[str, Stream]:
+    """Its splits, in the order train, val, test; those that there are. See `open_stream`.
+
+    Raises:
+        Error: what `open_stream` raises; or none of its splits is one of these, or they have
+            other classes.
+    """
+    address, library = parse(spec), library_of(spec)
+    loaded = load(library, address, streaming=True)
+    if not isinstance(loaded, Mapping):
+        loaded = {address.split or "train": loaded}
+    found: dict[str, Stream] = {}
+    for name, data in loaded.items():
+        split = split_of(address, name)
+        if split is not None:
+            columns = (image_column, label_column)
+            given = replace(address, split=name)
+            found[split] = _stream_of(library, given, data, classes, columns, window)
+    if not found:
+        raise no_split(address, loaded)
+    every = {stream.classes for stream in found.values()}
+    if len(every) > 1:
+        raise Error(f"{spec}: its splits have other classes each: give them by --classes")
+    return {split: found[split] for split in ("train", "val", "test") if split in found}
+
+
+def _stream_of(
+    library: ModuleType,
+    address: Address,
+    data: Any,
+    classes: Classes | None,
+    wanted: tuple[str | None, str | None],
+    window: int,
+) -> Stream:
+    spec = address.spec
     if data.features is None:
         raise Error(f"{spec}: a stream has to say what its columns are, and this one does not")
     schema, features = data.features.arrow_schema, data.features.to_dict()
-    columns = choose(spec, schema, features, image_column, label_column)
+    columns = choose(spec, schema, features, *wanted)
     names = columns.classes
     if classes is not None:
         names = read_classes(classes)
@@ -215,14 +268,12 @@ def open_stream(
     index = {name: k for k, name in enumerate(names)}
     files = data.cast_column(columns.image, library.Image(decode=False))
     shards = [files.shard(files.num_shards, k) for k in range(files.num_shards)]
+    readable = has_files(data, address)
     return Stream(
         spec,
         names,
         columns.several,
-        [
-            _reader(spec, shard, k, columns, index, has_files(data, given))
-            for k, shard in enumerate(shards)
-        ],
+        [_reader(spec, shard, k, columns, index, readable) for k, shard in enumerate(shards)],
         [_counter(shard, columns) for shard in shards],
         window,
     )

@@ -5,11 +5,15 @@ used; so they all decode by `decode_for`. Training draws the crop before decodin
 much larger than what is needed is decoded smaller, in both.
 """
 
+from typing import TYPE_CHECKING
+
 import numpy as np
 
 from vitrail.data.decode import MAX_PIXELS, decode, is_jpeg, read_size
-from vitrail.data.transforms import Augment
 from vitrail.kit.preprocess import Preprocessing
+
+if TYPE_CHECKING:  # it brings torch
+    from vitrail.data.transforms import Augment
 
 
 def decode_for(
@@ -43,7 +47,7 @@ def evaluation_view(
 
 def training_view(
     picture: bytes | np.ndarray,
-    augment: Augment,
+    augment: "Augment",
     preprocessing: Preprocessing,
     generator: np.random.Generator,
     max_pixels: int = MAX_PIXELS,

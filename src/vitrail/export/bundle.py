@@ -12,18 +12,20 @@ import math
 import os
 import platform
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from vitrail.export.graph import INPUT, OPSET, OUTPUTS
+from vitrail.export.names import ATTENTION, INPUT, OPSET, OUTPUTS
 from vitrail.kit.errors import Error, listing
 from vitrail.kit.files import sha256_of
 from vitrail.kit.preprocess import Preprocessing
 
 FORMAT = 1
+LARGE = 2**24  # bytes of a file that is opened while its hash is computed
 MANIFEST = "bundle.json"
 README = "README.md"
 GRAPHS = {"onnx": "model.onnx", "openvino": "model.xml", "torch": "model.safetensors"}
@@ -49,6 +51,10 @@ class Manifest:
         versions: of the packages that made it.
         files: name to SHA-256.
         quantisation: what was done to layers, for a quantised graph.
+        outputs: what the graph gives; ``attention`` is among them where it was asked for.
+        several_labels: whether a picture may have several labels: then the probabilities are
+            sigmoids, each of its own.
+        merge_tokens: how many tokens are merged in each block (`export.merging`).
     """
 
     runtime: str
@@ -61,6 +67,14 @@ class Manifest:
     versions: dict[str, str] = field(default_factory=dict)
     files: dict[str, str] = field(default_factory=dict)
     quantisation: dict[str, Any] | None = None
+    outputs: tuple[str, ...] = OUTPUTS
+    several_labels: bool = False
+    merge_tokens: int = 0
+
+    @property
+    def attends(self) -> bool:
+        """Whether it gives the map of attention."""
+        return ATTENTION in self.outputs
 
     def to_json(self) -> dict[str, Any]:
         """The whole of `bundle.json`, its own hash included."""
@@ -73,19 +87,23 @@ class Manifest:
             "preprocessing": self.preprocessing.to_json(),
             "temperature": self.temperature,
             "input": {"name": INPUT, "height": height, "width": width},
-            "outputs": list(OUTPUTS),
+            "outputs": list(self.outputs),
             "opset": OPSET if self.runtime == "onnx" else None,
             "versions": self.versions,
             "source_sha256": self.source_sha256,
             "files": self.files,
             "gate": self.gate,
             "quantisation": self.quantisation,
+            "several_labels": self.several_labels,
+            "merge_tokens": self.merge_tokens,
         }
         return fields | {"sha256": _digest(fields)}
 
 
 def made_with(runtime: str) -> dict[str, str]:
     """The versions of what makes a bundle."""
+    from importlib.metadata import PackageNotFoundError, version  # megabytes, to who only opens one
+
     found = {"python": platform.python_version()}
     for package in ("vitrail", *PACKAGES[runtime]):
         try:
@@ -135,6 +153,9 @@ def read_manifest(folder: str | Path) -> Manifest:
             versions=fields["versions"],
             files=dict(fields["files"]),
             quantisation=fields.get("quantisation"),
+            outputs=tuple(str(name) for name in fields["outputs"]),
+            several_labels=bool(fields.get("several_labels", False)),
+            merge_tokens=int(fields.get("merge_tokens", 0)),
         )
         sound = manifest.temperature > 0 and math.isfinite(manifest.temperature)
     except (KeyError, TypeError, ValueError) as error:
@@ -172,6 +193,36 @@ def check_files(folder: Path, manifest: Manifest) -> None:
     """
     for name, reason in damaged_files(folder, manifest):
         raise Error(f"{folder / name} {reason}: export the model again")
+
+
+@contextmanager
+def checking_files(folder: Path, manifest: Manifest) -> Iterator[None]:
+    """`check_files` for who opens the bundle inside: small files first, large ones meanwhile.
+
+    Reading hundreds of megabytes takes as long as opening them does, so both are done at once.
+    What was opened must not be used before this has ended without an error; a damaged file is what
+    is said, whatever came of opening it.
+
+    Raises:
+        Error: the first that differs.
+    """
+    parts: tuple[dict[str, str], dict[str, str]] = {}, {}
+    for name, digest in manifest.files.items():
+        parts[_size(folder / name) > LARGE][name] = digest
+    small, large = parts
+    check_files(folder, replace(manifest, files=small))
+    with ThreadPoolExecutor(1) as pool:
+        checked = pool.submit(check_files, folder, replace(manifest, files=large))
+        try:
+            yield
+        finally:
+            checked.result()
+
+
+def _size(path: Path) -> int:
+    with suppress(OSError):
+        return path.stat().st_size
+    return 0
 
 
 def write_bundle(
@@ -240,7 +291,7 @@ RUN = {
         "onnxruntime",
         "import onnxruntime",
         'session = onnxruntime.InferenceSession(str(folder / "model.onnx"))\n'
-        'logits, probabilities = session.run(None, {"images": images})',
+        'logits, probabilities = session.run(["logits", "probabilities"], {"images": images})',
     ),
     "openvino": (
         "openvino",
@@ -341,16 +392,29 @@ Needed: `pip install {package} numpy pillow`. With Vitrail: `vitrail predict FOL
 
 def _input_in_words(manifest: Manifest) -> str:
     pre, classes = manifest.preprocessing, len(manifest.labels)
+    merging = ""
+    if manifest.merge_tokens:
+        merging = f" Each block merges {manifest.merge_tokens} tokens: faster, and not exact."
     if manifest.runtime == "torch":
         return (
             "This is a model folder: `config.json` and `model.safetensors`, for Vitrail and timm."
+            + merging.replace(" Each", " Opened by Vitrail, each")
         )
     height, width = pre.size
+    attention = (
+        " `attention` [b, rows, columns]: how\n"
+        "much of the last attention lies on each place of the input."
+        if manifest.attends
+        else ""
+    )
+    chances = (
+        "sigmoid (a picture may have several labels)" if manifest.several_labels else "softmax"
+    )
     return f"""\
 Input `{INPUT}`: uint8 [b, {height}, {width}, 3], RGB, any number b of pictures, *not* normalised:
 the mean and the deviation are in the graph. Outputs: `logits` and `probabilities` [b, {classes}],
-the softmax of logits / {manifest.temperature:g}. A picture becomes the input by `{pre.fit}`, \
-{pre.interpolation} (Pillow's, which
+the {chances} of logits / {manifest.temperature:g}.{attention}{merging} A picture becomes the
+input by `{pre.fit}`, {pre.interpolation} (Pillow's, which
 averages when it makes smaller), crop {pre.crop:g}:"""
 
 
@@ -358,11 +422,18 @@ def _gate_in_words(gate: Mapping[str, Any] | None) -> str:
     if gate is None:
         return ".\n\n**Nobody measured this bundle**: it was exported with `--no-check`."
     return (
-        f".\n\nOn {gate['n']} images: {100 * gate['reference_top1']:.2f} % right before the "
-        f"export, {100 * gate['exported_top1']:.2f} % after it, the same answer on "
+        f".\n\nOn {gate['n']} images: {_figures_in_words(gate)}, the same answer on "
         f"{100 * gate['agreement']:.2f} %."
         + ("" if gate["passed"] else " **The gate refused it; it was kept with --keep-anyway.**")
     )
+
+
+def _figures_in_words(gate: Mapping[str, Any]) -> str:
+    if gate["reference_top1"] is None:
+        before, after = 100 * gate["reference_map"], 100 * gate["exported_map"]
+        return f"mean average precision {before:.2f} % before the export, {after:.2f} % after it"
+    before, after = 100 * gate["reference_top1"], 100 * gate["exported_top1"]
+    return f"{before:.2f} % right before the export, {after:.2f} % after it"
 
 
 def labels_of(names: Sequence[str] | None, classes: int) -> list[str]:

@@ -6,6 +6,8 @@ The normalisation of the pixels lies in the patch embedding where that does not 
 that they do not know is simply normalised in front. The model itself is left alone.
 """
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -19,15 +21,20 @@ from vitrail.models.cvt import CvT
 from vitrail.models.hybrid import HybridStem, HybridTransformer
 from vitrail.models.positions import offset_keys
 from vitrail.models.pvt import PyramidVisionTransformer
+from vitrail.models.tape import Tape, inside
 from vitrail.models.vit import VisionTransformer
 
 LUMA = (0.299, 0.587, 0.114)  # as `Preprocessing.normalize` has it
 
 
 def fold(
-    model: ImageClassifier, size: int | tuple[int, int] | None = None
+    model: ImageClassifier,
+    size: int | tuple[int, int] | None = None,
+    transformer: "Callable[..., FoldedTransformer] | None" = None,
 ) -> "Folded | FoldedTransformer":
     """A module from uint8 pictures [b h w c] to logits [b k], equal to the model's to rounding.
+
+    Like the model it takes a `Tape`: of the names of the model's it knows those of attention.
 
     That is to 1e-5 of the largest logit in float32, and the model's own ``preprocessing`` says how
     pixels are normalised. The module is in evaluation mode and of the model's precision.
@@ -35,6 +42,7 @@ def fold(
     Args:
         model: any model of the zoo; it is not changed.
         size: pixels, or (height, width), of the pictures; None takes the model's own.
+        transformer: makes the module of a plain ViT or hybrid; None for `FoldedTransformer`.
 
     Raises:
         Error: a size that the model cannot take, or a model whose channels are not the pictures'.
@@ -53,7 +61,8 @@ def fold(
     last_block(copied)
     steps.portable_parts(copied, own)
     if isinstance(copied, VisionTransformer):
-        folded: Folded | FoldedTransformer = FoldedTransformer(copied, own, pixels)
+        make = transformer or FoldedTransformer
+        folded: Folded | FoldedTransformer = make(copied, own, pixels)
     else:
         folded = Folded(copied, own, pixels)
     for parameter in folded.parameters():
@@ -125,9 +134,9 @@ class Folded(nn.Module):
             self.normalise = Normalise(pixels, like)
         self.model = model
 
-    def forward(self, images: Tensor) -> Tensor:
+    def forward(self, images: Tensor, tape: Tape | None = None) -> Tensor:
         """uint8 [b h w 3] to logits [b k]."""
-        return self.model(self.normalise(images))
+        return self.model(self.normalise(images), tape)
 
 
 class FoldedTransformer(nn.Module):
@@ -186,8 +195,8 @@ class FoldedTransformer(nn.Module):
         self.register_buffer("again", again)
         self.register_buffer("keys", offset_keys(c, model.tables, self.grid))
 
-    def forward(self, images: Tensor) -> Tensor:
-        """uint8 [b h w 3] to logits [b k]."""
+    def forward(self, images: Tensor, tape: Tape | None = None) -> Tensor:
+        """uint8 [b h w 3] to logits [b k]; records ``blocks.{i}.attention`` and the pooling's."""
         x = self.patches(images) + self.table
         if self.prefix:
             x = torch.cat([self.tokens.expand(x.shape[0], -1, -1), x], dim=1)
@@ -195,11 +204,11 @@ class FoldedTransformer(nn.Module):
         for i, block in enumerate(self.blocks):
             if i and self.again is not None:
                 x = x + self.again[i % len(self.again)]
-            rest = () if self.keys is None else (None, self.keys[i % len(self.keys)])
-            x = block(x, *rest)
-        return self.read(self.norm(x))
+            rest = () if self.keys is None else (self.keys[i % len(self.keys)],)
+            x = block(x, inside(tape, f"blocks.{i}"), *rest)
+        return self.read(self.norm(x), tape)
 
-    def read(self, x: Tensor) -> Tensor:
+    def read(self, x: Tensor, tape: Tape | None = None) -> Tensor:
         """Encoded tokens [b n d] to logits [b k]."""
         if self.distilled:
             return (self.head(x[:, 0]) + self.head_dist(x[:, 1])) / 2
@@ -210,7 +219,7 @@ class FoldedTransformer(nn.Module):
         elif self.pool == "token_mean":
             x = torch.cat([x[:, 0], x[:, self.prefix :].mean(dim=1)], dim=-1)
         elif self.pool == "map":
-            x = self.attn_pool(x[:, self.prefix :])
+            x = self.attn_pool(x[:, self.prefix :], inside(tape, "pool"))
         return self.head(self.pre_logits(self.fc_norm(x)))
 
 

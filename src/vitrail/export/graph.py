@@ -2,7 +2,8 @@
 
 Both come from the same `torch.export` program, so they compute the same: uint8 pictures ``images``
 [b h w 3] of any batch size to ``logits`` and ``probabilities`` [b k], the softmax of the logits
-over the calibrated temperature. A layer's name in the graph leads back to its module (`layers_of`).
+over the calibrated temperature, and where it is wanted to ``attention`` [b rows columns]. A
+layer's name in the graph leads back to its module (`layers_of`).
 """
 
 import io
@@ -15,38 +16,63 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from vitrail.kit.errors import Error
+from vitrail.export.names import ATTENTION, INPUT, OPSET, OUTPUTS
+from vitrail.kit.extras import needed
+from vitrail.models.tape import Tape
 
 if TYPE_CHECKING:
     import onnx
     import openvino
 
+    from vitrail.export.attention import AttentionView
     from vitrail.export.fold import Folded, FoldedTransformer
-
-INPUT, OUTPUTS = "images", ("logits", "probabilities")
-OPSET = 20  # the first with GELU as an operation of its own
 
 
 class WithProbabilities(nn.Module):
-    """A folded model and the softmax of its logits over a temperature."""
+    """A folded model and the softmax of its logits over a temperature; with a view its attention.
 
-    def __init__(self, folded: nn.Module, temperature: float):
+    Where a picture may have several labels, a sigmoid: each has a probability of its own. The tape
+    is made here, because `torch.export` takes none as an argument.
+    """
+
+    def __init__(
+        self,
+        folded: nn.Module,
+        temperature: float,
+        view: "AttentionView | None" = None,
+        *,
+        several: bool = False,
+    ):
         super().__init__()
-        self.folded, self.temperature = folded, temperature
+        self.folded, self.temperature, self.view = folded, temperature, view
+        self.several = several
 
-    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """uint8 [b h w 3] to logits and probabilities [b k]."""
-        logits = self.folded(images)
-        return logits, (logits / self.temperature).softmax(dim=-1)
+    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
+        """uint8 [b h w 3] to logits and probabilities [b k], and attention [b rows columns]."""
+        tape = None if self.view is None else Tape(only=self.view.name)
+        logits = self.folded(images) if tape is None else self.folded(images, tape)
+        scaled = logits / self.temperature
+        made = logits, scaled.sigmoid() if self.several else scaled.softmax(dim=-1)
+        if self.view is None or tape is None:
+            return made
+        return (*made, self.view.read(tape[self.view.name]))
 
 
 def program_of(
-    folded: "Folded | FoldedTransformer", temperature: float = 1.0
+    folded: "Folded | FoldedTransformer",
+    temperature: float = 1.0,
+    view: "AttentionView | None" = None,
+    *,
+    several: bool = False,
 ) -> torch.export.ExportedProgram:
-    """The traced program of a folded model (`fold.fold`), for any batch size."""
+    """The traced program of a folded model (`fold.fold`), for any batch size.
+
+    With a view (`attention.attention_view`) it gives the map of attention too; `several` says that
+    a picture may have several labels.
+    """
     height, width = folded.size
     images = torch.zeros(2, height, width, 3, dtype=torch.uint8)
-    whole = WithProbabilities(folded, temperature).cpu().eval()
+    whole = WithProbabilities(folded, temperature, view, several=several).cpu().eval()
     shapes = ({0: torch.export.Dim("batch", min=1)},)
     with quiet():
         return torch.export.export(whole, (images,), dynamic_shapes=shapes)
@@ -65,7 +91,7 @@ def to_onnx(program: torch.export.ExportedProgram) -> "onnx.ModelProto":
             dynamo=True,
             opset_version=OPSET,
             input_names=[INPUT],
-            output_names=list(OUTPUTS),
+            output_names=list(outputs_of(program)),
             verbose=False,
         )
     assert made is not None
@@ -89,9 +115,15 @@ def to_openvino(program: torch.export.ExportedProgram) -> "openvino.Model":
     _, height, width, _ = program.example_inputs[0][0].shape
     model.reshape([-1, height, width, 3])
     model.inputs[0].get_tensor().set_names({INPUT})
-    for name, output in zip(OUTPUTS, model.outputs, strict=True):
+    for name, output in zip(outputs_of(program), model.outputs, strict=True):
         output.get_tensor().set_names({name})
     return model
+
+
+def outputs_of(program: torch.export.ExportedProgram) -> tuple[str, ...]:
+    """The names of what a program gives."""
+    with_attention = len(program.graph_signature.user_outputs) > len(OUTPUTS)
+    return (*OUTPUTS, ATTENTION) if with_attention else OUTPUTS
 
 
 def layers_of(program: torch.export.ExportedProgram) -> dict[str, str]:
@@ -104,22 +136,6 @@ def layers_of(program: torch.export.ExportedProgram) -> dict[str, str]:
             path = list(stack.values())[-1][0]
             found[node.name] = path.removeprefix("folded.")
     return found
-
-
-def needed(extra: str, *packages: str) -> None:
-    """Check that the packages of an extra are there.
-
-    Raises:
-        Error: one is not, with the command that installs it.
-    """
-    from importlib.util import find_spec
-
-    missing = [package for package in packages if find_spec(package) is None]
-    if missing:
-        raise Error(
-            f"this needs {' and '.join(missing)}, which {'is' if len(missing) == 1 else 'are'} "
-            f"not installed: pip install 'vitrail[{extra}]'"
-        )
 
 
 @contextmanager

@@ -12,12 +12,27 @@ import numpy as np
 
 from vitrail.data.examples import Source
 from vitrail.export import quantize
+from vitrail.export.attention import attention_view
+from vitrail.export.blame import MERGING, explained
 from vitrail.export.bundle import GRAPHS, Manifest, check_free, labels_of, write_bundle
-from vitrail.export.check import Gate, Samples, check_names, compare, draw_samples, reference_of
+from vitrail.export.check import (
+    Gate,
+    Logits,
+    Samples,
+    check_kind,
+    check_names,
+    compare,
+    draw_samples,
+    folded_of,
+    reference_of,
+    with_attention,
+)
 from vitrail.export.fold import fold
-from vitrail.export.graph import layers_of, needed, program_of, to_onnx, to_openvino
+from vitrail.export.graph import layers_of, outputs_of, program_of, to_onnx, to_openvino
+from vitrail.export.merging import fold_merging
 from vitrail.export.runtime import open_graph
 from vitrail.kit.errors import Error
+from vitrail.kit.extras import needed
 from vitrail.models.base import ImageClassifier
 
 PRECISIONS = ("fp32", "fp16", "int8", "int8-weights")
@@ -43,6 +58,9 @@ class Wanted:
         max_drop: points of top-1 that may be lost.
         keep_anyway: leave the bundle even when the gate refuses it.
         overwrite: let a bundle that is there go.
+        attention: whether the graph gives the map of attention too.
+        several: whether the model gives a picture several labels.
+        merge_tokens: how many tokens each block merges (`merging`); 0 for none.
     """
 
     to: str
@@ -53,6 +71,18 @@ class Wanted:
     max_drop: float = 0.5
     keep_anyway: bool = False
     overwrite: bool = False
+    attention: bool = False
+    several: bool = False
+    merge_tokens: int = 0
+
+    @property
+    def of_graph(self) -> dict[str, Any]:
+        """What a `GraphWriter` is told of it."""
+        return {
+            "attention": self.attention,
+            "several": self.several,
+            "merge": self.merge_tokens,
+        }
 
 
 @dataclass(frozen=True)
@@ -76,6 +106,12 @@ class GraphWriter:
         temperature: of the probabilities.
         pictures: uint8 [n h w 3] for int8, or None.
         balance: whether `quantize.balanced` comes first.
+        attention: whether the graph gives the map of attention too.
+        several: whether a picture may have several labels.
+        merge: how many tokens each block merges.
+
+    Raises:
+        Error: a model that has no such map, or tokens that cannot be merged.
     """
 
     def __init__(
@@ -85,12 +121,17 @@ class GraphWriter:
         temperature: float = 1.0,
         pictures: np.ndarray | None = None,
         balance: bool = False,
+        *,
+        attention: bool = False,
+        several: bool = False,
+        merge: int = 0,
     ):
         self.to, self.pictures, self.balance = to, pictures, balance
-        self.folded = fold(model)
+        view = attention_view(model) if attention else None
+        self.folded = fold_merging(model, merge)
         if balance and pictures is not None:
             self.folded = quantize.balanced(self.folded, pictures)
-        self.program = program_of(self.folded, temperature)
+        self.program = program_of(self.folded, temperature, view, several=several)
         self.graph: Any = (to_onnx if to == "onnx" else to_openvino)(self.program)
 
     def write(self, folder: Path, precision: str, layers: Sequence[str] = ()) -> None:
@@ -152,8 +193,8 @@ def make_bundle(
         say: is told what goes on.
 
     Raises:
-        Error: ``out`` holds something, an extra is missing, no pictures for int8, or pictures of
-            classes that the model does not know.
+        Error: ``out`` holds something, an extra is missing, no pictures for int8, pictures of
+            classes that the model does not know, tokens that cannot be merged, or no attention.
     """
     check_free(out, wanted.overwrite)
     if wanted.precision not in PRECISIONS:
@@ -161,11 +202,15 @@ def make_bundle(
     needed(wanted.to, *NEEDED[wanted.to])
     if wanted.to == "openvino" and wanted.precision.startswith("int8"):
         needed("openvino", "nncf")
+    if wanted.attention and wanted.merge_tokens:
+        raise Error("tokens that are merged have no place in a picture: no map of attention")
+    if wanted.attention:
+        attention_view(model)  # says at once where there is none
     drawn, pictures = _pictures(model, wanted)
     if drawn is not None:
         check_names(drawn, names_of(model, wanted.source))
     say(f"folding and tracing for {wanted.to}")
-    writer = GraphWriter(model, wanted.to, temperature, pictures)
+    writer = GraphWriter(model, wanted.to, temperature, pictures, **wanted.of_graph)
     layers = _by_hurt(writer, say) if wanted.precision == "int8" else {}
     manifest = Manifest(
         runtime=wanted.to,
@@ -174,6 +219,9 @@ def make_bundle(
         preprocessing=model.preprocessing,
         temperature=temperature,
         source_sha256=source_sha256,
+        outputs=outputs_of(writer.program),
+        several_labels=wanted.several,
+        merge_tokens=wanted.merge_tokens,
     )
     return _Attempts(model, out, wanted, manifest, writer, layers, drawn, say).run()
 
@@ -211,18 +259,21 @@ class _Attempts:
                     break
                 left = "balancing the channels" if attempt == 0 else "more layers go into float"
                 self.say(f"refused so: {gate.reasons[0]}; {left}")
+            gate = self.looked(self.explained(gate, work), work)
             return self.finish(work, gate, float_ones)
 
     def rebalance(self) -> None:
         """From here on with balanced channels."""
         writer, temperature = self.writer, self.manifest.temperature
-        self.writer = GraphWriter(self.model, writer.to, temperature, writer.pictures, True)
+        self.writer = GraphWriter(
+            self.model, writer.to, temperature, writer.pictures, True, **self.wanted.of_graph
+        )
         self.layers = _by_hurt(self.writer, self.say)
 
     def judge(self, work: Path) -> Gate | None:
         if self.drawn is None:
             return None
-        self.say(f"checking on {len(self.drawn.names)} pictures")
+        self.say(f"checking on {len(self.drawn.keys)} pictures")
         exported = open_graph(work, self.manifest)
         weights = sum(p.numel() * p.element_size() for p in self.model.parameters())
         return compare(
@@ -231,10 +282,49 @@ class _Attempts:
             exported.logits,
             labels=self.manifest.labels,
             temperature=self.manifest.temperature,
-            exact=self.wanted.precision == "fp32",
+            exact=self.exact,
             max_drop=self.wanted.max_drop,
             sizes=(weights, sum(path.stat().st_size for path in work.iterdir())),
         )
+
+    @property
+    def exact(self) -> bool:
+        """Whether the graph claims to compute what the model does."""
+        return self.wanted.precision == "fp32" and not self.wanted.merge_tokens
+
+    def looked(self, gate: Gate | None, work: Path) -> Gate | None:
+        """The gate's finding with what became of the attention, where that is wanted."""
+        if gate is None or self.drawn is None or not self.wanted.attention:
+            return gate
+        exported = open_graph(work, self.manifest)
+        return with_attention(gate, self.drawn.images, self.model, exported, self.exact)
+
+    def explained(self, gate: Gate | None, work: Path) -> Gate | None:
+        """The gate's finding with what each step did, where it refused or tokens were merged."""
+        if gate is None or self.drawn is None or (gate.passed and not self.wanted.merge_tokens):
+            return gate
+        self.say("looking at what each step did")
+        return explained(gate, self.drawn, self.chain(work), self.manifest.labels)
+
+    def chain(self, work: Path) -> list[tuple[str, Logits]]:
+        """From the model to the bundle, each step with all before it."""
+        model, merge, precision = self.model, self.wanted.merge_tokens, self.wanted.precision
+        steps = [
+            ("the model", reference_of(model, model.preprocessing)),
+            ("folding", folded_of(fold(model))),
+        ]
+        if merge:
+            steps.append((MERGING, folded_of(fold_merging(model, merge))))
+        if self.writer.balance:
+            steps.append(("balancing", folded_of(self.writer.folded)))
+        bundle = open_graph(work, self.manifest).logits
+        if precision == "fp32":
+            return [*steps, (f"the graph for {self.writer.to}", bundle)]
+        plain = work.with_name(f"{work.name}-fp32")
+        plain.mkdir()
+        self.writer.write(plain, "fp32")
+        graph = open_graph(plain, self.manifest).logits
+        return [*steps, (f"the graph for {self.writer.to}", graph), (precision, bundle)]
 
     def finish(self, work: Path, gate: Gate | None, float_ones: list[str]) -> Made:
         report = None
@@ -270,6 +360,7 @@ def _pictures(model: ImageClassifier, wanted: Wanted) -> tuple[Samples | None, n
     """The gate's samples, and the pictures that int8 is calibrated on: never the same ones."""
     source, drawn, pictures = wanted.source, None, None
     if source is not None:
+        check_kind(source, wanted.several)
         drawn = draw_samples(source, model.preprocessing, wanted.samples)
     if wanted.precision == "int8":
         others = wanted.calibration

@@ -10,9 +10,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from vitrail.models.parts import Attention, offset_bias
+from vitrail.models.parts import Attention, attend, offset_bias
 from vitrail.models.pyramid import POOLED, Grid, ReducedAttention, to_map, to_tokens
 from vitrail.models.t2t import TokenPerformer
+from vitrail.models.tape import Tape, record
 
 GUARD = 1e8  # over the 1e-8 of `TokenPerformer.attend`
 
@@ -48,13 +49,16 @@ class RelativeAttention(nn.Module):
         self.qkv, self.proj = part.qkv, part.proj
         self.heads, self.scale = part.heads, part.scale
 
-    def forward(self, x: Tensor, tape: None, offset_keys: Tensor) -> Tensor:
-        """[b n d] to [b n d]."""
+    def forward(
+        self, x: Tensor, tape: Tape | None, offset_keys: Tensor, rows: None = None
+    ) -> Tensor:
+        """[b n d] to [b n d]; records ``attention`` [b h n n]."""
         split = self.qkv(x).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
         query, key, value = split.unbind(0)
         query = query * self.scale
         logits = query @ key.transpose(-2, -1) + offset_bias(query, offset_keys)
-        return self.proj((logits.softmax(dim=-1) @ value).transpose(1, 2).flatten(2))
+        weights = record(tape, "attention", logits.softmax(dim=-1))
+        return self.proj((weights @ value).transpose(1, 2).flatten(2))
 
 
 class PooledAttention(nn.Module):
@@ -69,14 +73,14 @@ class PooledAttention(nn.Module):
         self.register_buffer("down", pooling(grid[0]).to(like))
         self.register_buffer("across", pooling(grid[1]).T.contiguous().to(like))
 
-    def forward(self, x: Tensor, tape: object, grid: Grid) -> Tensor:
-        """[b n d] on the grid to [b n d]."""
+    def forward(self, x: Tensor, tape: Tape | None, grid: Grid) -> Tensor:
+        """[b n d] on the grid to [b n d]; records ``attention`` [b h n m]."""
         pooled = self.down @ to_map(x, grid) @ self.across
         seen = functional.gelu(self.norm(to_tokens(self.sr(pooled))))
         query = self.q(x).unflatten(-1, (self.heads, -1)).transpose(1, 2)
         pairs = self.kv(seen).unflatten(-1, (2, self.heads, -1)).permute(2, 0, 3, 1, 4)
         key, value = pairs.unbind(0)
-        mixed = functional.scaled_dot_product_attention(query, key, value, scale=self.scale)
+        mixed = attend(query, key, value, self.scale, tape)
         return self.proj(mixed.transpose(1, 2).flatten(2))
 
 

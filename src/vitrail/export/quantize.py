@@ -17,8 +17,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from vitrail.export.graph import INPUT, needed, quiet
+from vitrail.export.graph import quiet
+from vitrail.export.names import INPUT
 from vitrail.export.reading import LastBlock
+from vitrail.kit.extras import needed
 from vitrail.models.cvt import CvTBlock
 from vitrail.models.parts import Block
 from vitrail.models.pyramid import PyramidBlock

@@ -16,6 +16,7 @@ from vitrail.models.parts import Attention, AttentionPool, Block
 from vitrail.models.pvt import PyramidVisionTransformer
 from vitrail.models.pyramid import PyramidBlock, ReducedAttention
 from vitrail.models.t2t import T2TViT
+from vitrail.models.tape import Tape, record
 from vitrail.models.vit import VisionTransformer
 
 
@@ -37,15 +38,18 @@ class Reader(nn.Module):
         self.bias = None if value.bias is None else nn.Parameter(value.bias.detach().clone())
         self.heads = heads
 
-    def forward(self, query: Tensor, keyed: Tensor, valued: Tensor) -> Tensor:
-        """Queries [b k d], and what keys and values are made of, [b n d] each, to [b k d]."""
+    def forward(
+        self, query: Tensor, keyed: Tensor, valued: Tensor, tape: Tape | None = None
+    ) -> Tensor:
+        """Queries [b k d], and what keys and values are made of, [b n d] each, to [b k d].
+
+        Records ``attention`` [b h k n].
+        """
         b, k, _ = query.shape
         split = query.unflatten(-1, (self.heads, -1)).transpose(1, 2)  # [b h k e]
-        return self.read((split @ self.key).flatten(1, 2), keyed, valued, b, k)
-
-    def read(self, query: Tensor, keyed: Tensor, valued: Tensor, b: int, k: int) -> Tensor:
-        """The same from queries among tokens, [b h*k d]."""
-        weights = (query @ keyed.transpose(1, 2)).softmax(dim=-1)
+        among = (split @ self.key).flatten(1, 2)  # the queries among tokens, [b h*k d]
+        weights = (among @ keyed.transpose(1, 2)).softmax(dim=-1)
+        record(tape, "attention", weights.reshape(b, self.heads, k, -1))
         means = (weights @ valued).reshape(b, self.heads, k, -1)
         mixed = (means @ self.value).transpose(1, 2).flatten(2)
         return mixed if self.bias is None else mixed + self.bias
@@ -71,11 +75,14 @@ class LastBlock(nn.Module):
         self.proj = block.get_submodule("attn.proj")
         self.keep = keep
 
-    def forward(self, x: Tensor, *where: object) -> Tensor:
-        """[b n d] to [b keep d]; the tape and the grid that others need are not looked at."""
+    def forward(self, x: Tensor, tape: Tape | None = None, *where: object) -> Tensor:
+        """[b n d] to [b keep d]; records ``attention`` [b h keep n].
+
+        The grid that others need is not looked at.
+        """
         normed = self.norm1(x)
         keyed, valued = self.sources(normed, *where)
-        mixed = self.proj(self.reader(self.query(normed[:, : self.keep]), keyed, valued))
+        mixed = self.proj(self.reader(self.query(normed[:, : self.keep]), keyed, valued, tape))
         x = x[:, : self.keep] + self.ls1(mixed)
         return x + self.ls2(self.mlp(self.norm2(x)))
 
@@ -91,25 +98,25 @@ class LastConvolutionalBlock(LastBlock):
         super().__init__(block, keep, query, reader)
         self.conv_proj_k, self.conv_proj_v = block.attn.conv_proj_k, block.attn.conv_proj_v
 
-    def forward(self, x: Tensor, *where: object) -> Tensor:
+    def forward(self, x: Tensor, tape: Tape | None = None, *where: object) -> Tensor:
         """[b 1+n d], the tape and the grid of the n to [b 1+n d], of which n are as they came.
 
         The caller makes a map of them, which nobody reads.
         """
-        return torch.cat([super().forward(x, *where), x[:, self.keep :]], dim=1)
+        return torch.cat([super().forward(x, tape, *where), x[:, self.keep :]], dim=1)
 
     def sources(self, x: Tensor, *where: object) -> tuple[Tensor, Tensor]:
         """Normed tokens [b 1+n d] to the convolved ones of keys and of values."""
-        _, grid = where
+        (grid,) = where
         return self.conv_proj_k(x, grid), self.conv_proj_v(x, grid)
 
 
 class LastPyramidBlock(LastBlock):
     """`LastBlock` for PVT, whose caller makes a map of the other tokens too."""
 
-    def forward(self, x: Tensor, *where: object) -> Tensor:
+    def forward(self, x: Tensor, tape: Tape | None = None, *where: object) -> Tensor:
         """[b 1+n d] to the same shape; n are as they came."""
-        return torch.cat([super().forward(x, *where), x[:, self.keep :]], dim=1)
+        return torch.cat([super().forward(x, tape, *where), x[:, self.keep :]], dim=1)
 
 
 class PoolByQuery(nn.Module):
@@ -125,11 +132,12 @@ class PoolByQuery(nn.Module):
         self.query = nn.Parameter(query)  # [1 h d]
         self.proj, self.norm, self.mlp = pool.proj, pool.norm, pool.mlp
 
-    def forward(self, x: Tensor, *where: object) -> Tensor:
-        """[b n d] to [b d]."""
+    def forward(self, x: Tensor, tape: Tape | None = None) -> Tensor:
+        """[b n d] to [b d]; records ``attention`` [b h 1 n]."""
         b = x.shape[0]
-        weights = (x @ self.query[0].T).softmax(dim=1)  # [b n h]
-        means = weights.transpose(1, 2) @ x
+        weights = (x @ self.query[0].T).softmax(dim=1).transpose(1, 2)  # [b h n]
+        record(tape, "attention", weights[:, :, None])
+        means = weights @ x
         mixed = (means[:, :, None] @ self.reader.value).reshape(b, 1, -1)
         pooled = self.proj(mixed if self.reader.bias is None else mixed + self.reader.bias)
         return (pooled + self.mlp(self.norm(pooled)))[:, 0]

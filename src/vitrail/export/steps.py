@@ -18,13 +18,21 @@ from vitrail.kit.errors import Error
 from vitrail.models.base import ImageClassifier, height_width
 from vitrail.models.botnet import AttentionBottleneck, MapAttention
 from vitrail.models.cvt import ConvolutionalAttention, CvT, CvTBlock, DepthwiseProjection
-from vitrail.models.parts import Attention, AttentionPool, Block, LayerScale, ScaledAttention
+from vitrail.models.parts import (
+    Attention,
+    AttentionPool,
+    Block,
+    LayerScale,
+    ScaledAttention,
+    attend,
+)
 from vitrail.models.pvt import PyramidVisionTransformer
 from vitrail.models.pvt_v2 import PyramidVisionTransformerV2
 from vitrail.models.pyramid import PyramidBlock, ReducedAttention
 from vitrail.models.resnet import Bottleneck, ResNet
 from vitrail.models.standardize import StandardizedConv2d, pad_same, standardized
 from vitrail.models.t2t import T2TViT, TokenAttention, TokenPerformer, TokenTransformer
+from vitrail.models.tape import Tape
 from vitrail.models.vit import VisionTransformer
 
 Weighted = nn.Linear | nn.Conv2d
@@ -249,10 +257,15 @@ class JoinedAttention(ScaledAttention):
         self.qkv, self.proj = qkv, attention.proj
 
     def forward(self, x: Tensor, *where: object) -> Tensor:
-        """[b n d] to [b n d]; the tape and the grid that others need are not looked at."""
+        """[b n d] to [b n d]; records ``attention`` [b h n n], and looks at no grid.
+
+        A CvT gives the grid and the tape, a pyramid the tape and the grid.
+        """
+        tape = next((part for part in where if isinstance(part, Tape)), None)
         b, n, d = x.shape
         qkv = self.qkv(x).reshape(b, n, 3, self.heads, d // self.heads).permute(2, 0, 3, 1, 4)
-        mixed = functional.scaled_dot_product_attention(*qkv.unbind(0), scale=self.scale)
+        query, key, value = qkv.unbind(0)
+        mixed = attend(query, key, value, self.scale, tape)
         return self.proj(mixed.transpose(1, 2).reshape(b, n, d))
 
 

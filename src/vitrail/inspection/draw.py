@@ -5,11 +5,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from vitrail.inspection.attention import rollout
+from vitrail.inspection.flow import flow, reading
+from vitrail.inspection.look import evaluating, hear, layers_with_attention
+from vitrail.inspection.pictures import evened
 from vitrail.kit.chart import heat_colors
-from vitrail.kit.errors import Error
 from vitrail.models.base import ImageClassifier
-from vitrail.models.tape import Tape
 
 
 def attention_maps(
@@ -18,7 +18,8 @@ def attention_maps(
     """How much each patch contributes to what the head sees, by attention rollout.
 
     A model with a class token is read at its row, one with attention pooling through the pooling's
-    own weights, any other by the mean over the patches. Registers are left out.
+    own weights, any other by the mean over the patches. Registers are left out. In families of
+    several stages, or with fewer keys than queries, see `flow`.
 
     Args:
         model: left in the mode that it was in.
@@ -26,44 +27,23 @@ def attention_maps(
         fuse, residual: see `attention.rollout`.
 
     Returns:
-        Float [b rows columns], on the CPU; each map sums to at most 1.
+        Float [b rows columns] on the grid of the first layer that attends, as equal cells of the
+        picture, on the CPU; each map sums to at most 1.
 
     Raises:
-        Error: the model's blocks do not attend from every patch to every other.
+        Error: the model has no attention from place to place.
     """
-    was_training = model.training
-    model.eval()
-    try:
-        with torch.inference_mode():
-            # One at a time: the attention of all layers of a large model fills memory quickly.
-            maps = [_attention_map(model, image[None], fuse, residual) for image in images]
-    finally:
-        model.train(was_training)
-    return torch.cat(maps)
-
-
-def _attention_map(model: ImageClassifier, image: Tensor, fuse: str, residual: float) -> Tensor:
-    weight = next(model.parameters())
-    floats = model.preprocessing.normalize(image.to(weight.device)).to(weight.dtype)
-    tape = Tape(only=("blocks.*.attention", "pool.attention"))
-    model(floats, tape=tape)
-    layers = [tensor for name, tensor in tape.items() if name != "pool.attention"]
-    if not layers:
-        raise Error(
-            f"{type(model).__name__} has no attention from patch to patch in all of its blocks, "
-            "so there is no attention map to draw"
-        )
-    rows, columns = model.config.grid_of((image.shape[1], image.shape[2]))
-    rolled = rollout(layers, fuse, residual)
-    prefix = rolled.shape[1] - rows * columns
-    if "pool.attention" in tape:
-        read = tape["pool.attention"].mean(1)[:, 0]  # [b h 1 n] to [b n]
-        flow = (read[:, None] @ rolled)[:, 0]
-    elif model.config.pool == "token":
-        flow = rolled[:, 0]
-    else:
-        flow = rolled[:, prefix:].mean(1)
-    return flow[:, prefix:].reshape(-1, rows, columns).float().cpu()
+    size = (images.shape[1], images.shape[2])
+    layers = layers_with_attention(model, size)
+    weight, maps = next(model.parameters()), []
+    with evaluating(model):
+        # One at a time: the attention of all layers of a large model fills memory quickly.
+        for image in images:
+            floats = model.preprocessing.normalize(image[None].to(weight.device)).to(weight.dtype)
+            heard = hear(model, floats, layers, fuse)
+            read = reading(model, layers[-1], heard.pooling)
+            maps.append(flow(layers, heard.fused, read, residual).float().cpu().numpy())
+    return torch.from_numpy(evened(np.concatenate(maps), layers[0].queries, size))
 
 
 def overlay(image: np.ndarray, heat: Tensor | np.ndarray, alpha: float = 0.6) -> np.ndarray:

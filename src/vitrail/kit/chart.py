@@ -93,7 +93,7 @@ def line_chart(
     """
     if not 1 <= len(lines) <= len(_SERIES):
         raise ValueError(f"a chart holds 1 to {len(_SERIES)} lines, not {len(lines)}")
-    with _matplotlib() as matplotlib:
+    with plain_matplotlib() as matplotlib:
         from matplotlib.backends.backend_svg import FigureCanvasSVG
         from matplotlib.figure import Figure
 
@@ -136,7 +136,10 @@ def describe(lines: Sequence[Line], percent: bool = False, x_format: str = ",.0f
     told = []
     for line in lines:
         seen = [(x, y) for x, y in zip(line.x, line.y, strict=True) if math.isfinite(y)]
-        if seen:
+        if seen and not line.joined:
+            low, high = min(y for _, y in seen), max(y for _, y in seen)
+            told.append(f"{line.name}: between {low:.3g} and {high:.3g}")
+        elif seen:
             told.append(f"{line.name}: from {words(seen[0])} to {words(seen[-1])}")
     return "; ".join(told) + "."
 
@@ -146,12 +149,12 @@ def heat_colors(values: np.ndarray) -> np.ndarray:
 
     Equal steps look equal, in grey and to colour-blind people too.
     """
-    with _matplotlib() as matplotlib:
+    with plain_matplotlib() as matplotlib:
         return matplotlib.colormaps["viridis"](np.clip(values, 0, 1), bytes=True)[..., :3]
 
 
 @contextmanager
-def _matplotlib() -> Iterator[Any]:
+def plain_matplotlib() -> Iterator[Any]:
     """Matplotlib as it comes, whatever the user's settings, which are back afterwards.
 
     On import it makes folders in the home directory and a font list there. We write nothing
@@ -175,7 +178,7 @@ def _matplotlib() -> Iterator[Any]:
 def _draw(axes: Any, lines: Sequence[Line]) -> None:
     for line, color, dash in zip(lines, _SERIES, _DASHES, strict=False):
         x, y = np.asarray(line.x, float), np.asarray(line.y, float)
-        marks = {"marker": "o", "markersize": 3.5} if line.dots else {}
+        marks = {"marker": "o", "markersize": 3.5} if line.dots or not line.joined else {}
         # Without an end a name would push the curves out of the picture; $ begins no formula.
         label = textwrap.shorten(line.name, LONGEST_NAME, placeholder="...").replace("$", r"\$")
         style = dash if line.joined else ""
@@ -269,7 +272,7 @@ def interval_chart(
     *,
     title: str,
     x_label: str,
-    width: int = 520,
+    width: int = 440,
 ) -> str:
     """Draw values below each other, each with its interval, beside a line at nothing.
 
@@ -284,7 +287,7 @@ def interval_chart(
     """
     if not rows:
         raise ValueError("a chart of intervals holds at least one row")
-    with _matplotlib() as matplotlib:
+    with plain_matplotlib() as matplotlib:
         from matplotlib.backends.backend_svg import FigureCanvasSVG
         from matplotlib.figure import Figure
         from matplotlib.ticker import FuncFormatter, MaxNLocator

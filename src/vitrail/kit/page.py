@@ -1,7 +1,8 @@
 """Pages: the one builder of self-contained HTML reports.
 
-A page is one file that asks for nothing: styles inline, pictures as data URIs, no script at all,
-and a content security policy that says so to the browser. Whatever is put in is escaped, so a
+A page is one file that asks for nothing: styles inline, pictures as data URIs, and no script but
+the one that moves the maps of a `layered` gallery (`page.js`, where there is one), which a content
+security policy names to the browser by its hash. Whatever is put in is escaped, so a
 class named ``<script>`` is a class named ``<script>``. It reads on a phone, in the dark, on paper
 and to a screen reader, and the same content gives the same bytes.
 
@@ -12,7 +13,10 @@ and to a screen reader, and the same content gives the same bytes.
 
 import base64
 import functools
+import hashlib
+import importlib.resources
 import io
+import json
 import math
 import numbers
 import re
@@ -32,6 +36,7 @@ from vitrail.kit.files import write_whole
 Value = str | int | float | bool | None | Sequence[Any]
 
 LONGEST = 192  # pixels of a picture's longer side in a page; larger ones are scaled down
+LARGE = 384  # of one that is to be looked at closely
 PIXELATED = 64  # pictures up to this size are shown with their pixels as squares
 MATRIX_CELLS = 40  # classes up to which a confusion matrix is a table of numbers
 
@@ -53,6 +58,28 @@ class Picture:
 
     images: Sequence[np.ndarray]
     alts: Sequence[str]
+    title: str = ""
+    notes: Sequence[str] = ()
+
+
+@dataclass(frozen=True)
+class Layered:
+    """A picture under a map that the reader picks from many, by sliders.
+
+    Args:
+        image: uint8 [h w 3].
+        maps: for each layer [heads rows columns], any range from 0 up: each is shown from 0 to
+            its own greatest value. The layers' heads and grids may differ.
+        frame: the part of the image that the maps cover: (top, left, height, width) as shares of
+            its sides; it may reach beyond the image.
+        alt: what the image shows.
+        title, notes: the caption, as for `Picture`.
+    """
+
+    image: np.ndarray
+    maps: Sequence[np.ndarray]
+    frame: tuple[float, float, float, float]
+    alt: str
     title: str = ""
     notes: Sequence[str] = ()
 
@@ -101,6 +128,40 @@ class Blocks:
         """Pictures with their captions, as many beside each other as there is room for."""
         widest = max((len(picture.images) for picture in pictures), default=1)
         return self._add("gallery", pictures=pictures, caption=caption, widest=widest)
+
+    def figure(self, picture: np.ndarray | bytes, alt: str, caption: str) -> "Blocks":
+        """One large picture over the page's width: uint8 [h w 3], or a PNG file's bytes."""
+        if isinstance(picture, bytes):
+            uri = f"data:image/png;base64,{base64.b64encode(picture).decode()}"
+            with Image.open(io.BytesIO(picture)) as opened:
+                width, height = opened.size
+        else:
+            uri, (height, width) = data_uri(picture, exact=True), picture.shape[:2]
+        squares = not isinstance(picture, bytes)
+        content = {"uri": uri, "width": width, "height": height, "squares": squares}
+        return self._add("figure", alt=alt, caption=caption, **content)
+
+    def layered(
+        self, pictures: Sequence[Layered], layers: Sequence[str], caption: str, start: int = -1
+    ) -> "Blocks":
+        """Pictures under maps of heat, with sliders over layers and heads that move all of them.
+
+        Args:
+            layers: the layers' names, one for each of a picture's maps.
+            caption: says what the maps are.
+            start: the layer that is shown first.
+        """
+        shapes = [tuple(layer.shape) for layer in pictures[0].maps]
+        if any([tuple(layer.shape) for layer in one.maps] != shapes for one in pictures):
+            raise ValueError("the pictures of a gallery have maps of the same shapes")
+        top, table = 0, []
+        for name, (heads, rows, columns) in zip(layers, shapes, strict=True):
+            table.append([name, top, rows, columns, heads])
+            top += rows
+        drawn = [(one, _sprite(one.maps)) for one in pictures]
+        content = {"table": json.dumps(table), "start": start % len(table), "names": table}
+        heads = max(shape[0] for shape in shapes)
+        return self._add("layered", pictures=drawn, caption=caption, heads=heads, **content)
 
     def matrix(self, counts: np.ndarray, labels: Sequence[str], caption: str) -> "Blocks":
         """A confusion matrix: counts [k k], row = true class, column = predicted class.
@@ -181,7 +242,10 @@ class Page:
 
     def html(self) -> str:
         """The whole page as text."""
-        return _template().render(page=self)
+        layered = any(has_layers(section) for section in self.sections)
+        script = _script() if layered else ""
+        digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+        return _template().render(page=self, script=Markup(script), script_hash=digest)
 
     def save(self, path: Path | str) -> None:
         """Write the page, whole or not at all.
@@ -192,6 +256,14 @@ class Page:
         # A file name that is not UTF-8 holds lone surrogates, which no page can hold.
         content = self.html().encode("utf-8", "backslashreplace")
         write_whole(Path(path), lambda temporary: temporary.write_bytes(content))
+
+
+def has_layers(blocks: Blocks) -> bool:
+    """Whether there is a `layered` gallery among the blocks, or folded away in one of them."""
+    return any(
+        block["kind"] == "layered" or (block["kind"] == "details" and has_layers(block["inner"]))
+        for block in blocks.blocks
+    )
 
 
 def confused(counts: np.ndarray, most: int) -> list[tuple[int, int, int]]:
@@ -208,10 +280,11 @@ def confused(counts: np.ndarray, most: int) -> list[tuple[int, int, int]]:
     return [(int(i), int(j), int(wrong[i, j])) for i, j in pairs if wrong[i, j]]
 
 
-def data_uri(image: np.ndarray, exact: bool = False) -> str:
+def data_uri(image: np.ndarray, exact: bool = False, large: bool = False) -> str:
     """A picture, uint8 [h w c], as a ``data:`` address: small ones exact, large ones as JPEG.
 
-    With another number of channels than three the first one is shown in grey.
+    A JPEG's longer side is at most `LONGEST` pixels, or `LARGE` where it is to be ``large``. With
+    another number of channels than three the first one is shown in grey.
     """
     picture = Image.fromarray(image if image.shape[2] == 3 else image[..., 0])
     written = io.BytesIO()
@@ -220,7 +293,8 @@ def data_uri(image: np.ndarray, exact: bool = False) -> str:
         picture.save(written, "PNG", optimize=True)
     else:
         kind = "jpeg"
-        picture.thumbnail((LONGEST, LONGEST), Image.Resampling.LANCZOS)
+        longest = LARGE if large else LONGEST
+        picture.thumbnail((longest, longest), Image.Resampling.LANCZOS)
         picture.save(written, "JPEG", quality=88)
     return f"data:image/{kind};base64,{base64.b64encode(written.getvalue()).decode()}"
 
@@ -240,6 +314,36 @@ def show(value: Value) -> str:
     if isinstance(value, Sequence) and not isinstance(value, str):
         return ", ".join(show(item) for item in value)
     return str(value)
+
+
+def _sprite(layers: Sequence[np.ndarray]) -> str:
+    """All maps of a picture as one small PNG in colour, layers below each other, heads in a row.
+
+    Before the heads stands their mean. Each is scaled to its own greatest value.
+    """
+    bands = []
+    for maps in layers:
+        tiles = np.concatenate([maps.mean(0, keepdims=True), maps]).astype(np.float32)
+        most = tiles.max((1, 2), keepdims=True)
+        scaled = np.divide(tiles, most, out=np.zeros_like(tiles), where=most > 0)
+        bands.append(np.rint(255 * scaled.clip(0, 1)).astype(np.uint8))
+    width = max(band.shape[0] * band.shape[2] for band in bands)
+    sheet = np.zeros((sum(band.shape[1] for band in bands), width), np.uint8)
+    top = 0
+    for band in bands:
+        row = band.transpose(1, 0, 2).reshape(band.shape[1], -1)
+        sheet[top : top + row.shape[0], : row.shape[1]] = row
+        top += row.shape[0]
+    picture = Image.fromarray(sheet, "L")
+    picture.putpalette(heat_colors(np.arange(256) / 255).tobytes())
+    written = io.BytesIO()
+    picture.save(written, "PNG", optimize=True)
+    return f"data:image/png;base64,{base64.b64encode(written.getvalue()).decode()}"
+
+
+@functools.cache
+def _script() -> str:
+    return (importlib.resources.files("vitrail.kit") / "page.js").read_text("utf-8").strip()
 
 
 def _breakable(text: str) -> Markup:

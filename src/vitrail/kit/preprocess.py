@@ -10,13 +10,15 @@ import dataclasses
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 from PIL import Image
 
 from vitrail.kit.errors import Error, did_you_mean
+
+if TYPE_CHECKING:  # `geometry` must not bring torch: a bundle runs without it
+    import torch
 
 INTERPOLATIONS = {
     "nearest": Image.Resampling.NEAREST,
@@ -74,8 +76,10 @@ class Preprocessing:
         if not isinstance(self.crop, (int, float)) or not 0 < self.crop <= 1:
             raise Error(f"crop is a share between 0 and 1, not {self.crop}")
 
-    def __call__(self, image: Image.Image | np.ndarray) -> torch.Tensor:
+    def __call__(self, image: Image.Image | np.ndarray) -> "torch.Tensor":
         """One picture, as for `geometry`, to float32 [c h w], resized and normalised."""
+        import torch
+
         # Copied, because torch warns of arrays that it may not write to.
         return self.normalize(torch.tensor(self.geometry(image))[None])[0]
 
@@ -119,7 +123,46 @@ class Preprocessing:
         scale = MARGIN * (min(scales) if self.fit == "letterbox" else max(scales))
         return math.ceil(min(width, height) * scale - 1e-6) if scale < 1 else None
 
-    def normalize(self, images: torch.Tensor) -> torch.Tensor:
+    def window(self, width: int, height: int) -> tuple[float, float, float, float]:
+        """The part of a picture that becomes the model's input: (top, left, height, width).
+
+        In pixels of the picture, with fractions; it reaches beyond the picture where `geometry`
+        pads. A place (y, x) of the input, in pixels, is (top + y * height / input height,
+        left + x * width / input width) of the picture.
+
+        Args:
+            width, height: of the picture that `geometry` is given.
+        """
+        left, upper = 0, 0
+        if self.fit == "crop":
+            left, upper, right, lower = _middle(width, height, *self._goal)
+            width, height = right - left, lower - upper
+        shape = _SHAPE[self.fit](width, height, *self._goal)
+        scale_y, scale_x = height / shape[1], width / shape[0]
+        top = round((shape[1] - self.size[0]) / 2) * scale_y
+        across = round((shape[0] - self.size[1]) / 2) * scale_x
+        if self.fit == "letterbox":
+            top = _border(shape[1], self.size[0]) * scale_y
+            across = _border(shape[0], self.size[1]) * scale_x
+        return upper + top, left + across, self.size[0] * scale_y, self.size[1] * scale_x
+
+    def region(self, width: int, height: int) -> tuple[float, float, float, float]:
+        """What `window` is, as shares of the picture: (left, top, right, bottom).
+
+        0 and 1 are the picture's own sides; with ``letterbox`` what is padded lies beyond them.
+
+        Args:
+            width, height: of the upright picture, in pixels.
+        """
+        top, left, tall, wide = self.window(width, height)
+        return left / width, top / height, (left + wide) / width, (top + tall) / height
+
+    @property
+    def _goal(self) -> tuple[int, int]:
+        """(height, width) that a picture is resized towards, before the crop."""
+        return math.floor(self.size[0] / self.crop), math.floor(self.size[1] / self.crop)
+
+    def normalize(self, images: "torch.Tensor") -> "torch.Tensor":
         """A batch of uint8 [b h w 3] to float32 [b c h w] with this mean and std.
 
         A single mean and deviation are those of a grey model: colours become their luma (ITU-R
@@ -128,6 +171,8 @@ class Preprocessing:
         Raises:
             Error: a model of some other number of channels than 1 and 3.
         """
+        import torch
+
         if len(self.mean) != images.shape[-1]:
             if len(self.mean) != 1 or images.shape[-1] != 3:
                 raise Error(
@@ -204,46 +249,53 @@ def _centre(image: Image.Image, size: tuple[int, int]) -> np.ndarray:
 
 
 def _crop(self: Preprocessing, image: Image.Image) -> np.ndarray:
-    # The shorter side becomes floor(size / crop) and the longer one is cut down to a whole number
-    # of pixels, as torchvision and timm do. A size that is not square scales by the side that
-    # needs the most.
-    goal_h, goal_w = (math.floor(side / self.crop) for side in self.size)
-    image = _without_far_ends(image, goal_h, goal_w)
-    if goal_h / image.height >= goal_w / image.width:
-        shape = (max(goal_w, int(goal_h * image.width / image.height)), goal_h)
-    else:
-        shape = (goal_w, max(goal_h, int(goal_w * image.height / image.width)))
+    # A size that is not square scales by the side that needs the most.
+    middle = _middle(image.width, image.height, *self._goal)
+    if middle != (0, 0, image.width, image.height):
+        image = image.crop(middle)
+    shape = _covering(image.width, image.height, *self._goal)
     return _centre(_resized(self, image, shape), self.size)
 
 
-def _without_far_ends(image: Image.Image, goal_h: int, goal_w: int) -> Image.Image:
-    """Cut an extreme strip down to its middle, for the rest would be resized to be thrown away.
+def _covering(width: int, height: int, goal_h: int, goal_w: int) -> tuple[int, int]:
+    """(width, height) of a picture resized until it covers the goal.
+
+    The shorter side becomes floor(size / crop) and the longer one is cut down to a whole number of
+    pixels, as torchvision and timm do.
+    """
+    if goal_h / height >= goal_w / width:
+        return max(goal_w, int(goal_h * width / height)), goal_h
+    return goal_w, max(goal_h, int(goal_w * height / width))
+
+
+def _middle(width: int, height: int, goal_h: int, goal_w: int) -> tuple[int, int, int, int]:
+    """The middle of an extreme strip, whose ends would be resized to be thrown away: a box.
 
     A picture of 1x50,000 pixels would otherwise become 248x12,400,000 first. The centre stays
     where it is, and pictures of usual shapes are left alone.
     """
     longest = 8  # times the shape that is asked for
-    width, height = image.size
     most_w = max(1, math.ceil(longest * height * goal_w / goal_h))
     most_h = max(1, math.ceil(longest * width * goal_h / goal_w))
     if width <= most_w + 1 and height <= most_h + 1:
-        return image
+        return 0, 0, width, height
     cut_w = (width - most_w) // 2 if width > most_w else 0
     cut_h = (height - most_h) // 2 if height > most_h else 0
-    return image.crop((cut_w, cut_h, width - cut_w, height - cut_h))
+    return cut_w, cut_h, width - cut_w, height - cut_h
 
 
 def _squash(self: Preprocessing, image: Image.Image) -> np.ndarray:
-    goal_h, goal_w = (math.floor(side / self.crop) for side in self.size)
-    return _centre(_resized(self, image, (goal_w, goal_h)), self.size)
+    shape = _exact(image.width, image.height, *self._goal)
+    return _centre(_resized(self, image, shape), self.size)
+
+
+def _exact(width: int, height: int, goal_h: int, goal_w: int) -> tuple[int, int]:
+    return goal_w, goal_h
 
 
 def _letterbox(self: Preprocessing, image: Image.Image) -> np.ndarray:
     height, width = self.size
-    goal_h, goal_w = (math.floor(side / self.crop) for side in self.size)
-    scale = min(goal_h / image.height, goal_w / image.width)
-    inner_h = min(goal_h, max(1, round(image.height * scale)))
-    inner_w = min(goal_w, max(1, round(image.width * scale)))
+    inner_w, inner_h = _inside(image.width, image.height, *self._goal)
     inner = _resized(self, image, (inner_w, inner_h))
     inner = _centre(inner, (min(inner_h, height), min(inner_w, width)))
     fill = np.array([round(255 * m) for m in self.mean], np.uint8)
@@ -253,6 +305,17 @@ def _letterbox(self: Preprocessing, image: Image.Image) -> np.ndarray:
     return canvas
 
 
+def _inside(width: int, height: int, goal_h: int, goal_w: int) -> tuple[int, int]:
+    """(width, height) of a picture resized until it fits into the goal."""
+    scale = min(goal_h / height, goal_w / width)
+    return min(goal_w, max(1, round(width * scale))), min(goal_h, max(1, round(height * scale)))
+
+
+def _border(inner: int, side: int) -> int:
+    """Where an input of ``side`` begins on a picture of ``inner`` pixels; below 0 where it pads."""
+    return -((side - inner) // 2) if inner < side else round((inner - side) / 2)
+
+
 def _resized(self: Preprocessing, image: Image.Image, shape: tuple[int, int]) -> Image.Image:
     if image.size == shape:
         return image
@@ -260,3 +323,4 @@ def _resized(self: Preprocessing, image: Image.Image, shape: tuple[int, int]) ->
 
 
 _FIT = {"crop": _crop, "squash": _squash, "letterbox": _letterbox}
+_SHAPE = {"crop": _covering, "squash": _exact, "letterbox": _inside}

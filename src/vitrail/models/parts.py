@@ -162,19 +162,37 @@ class Attention(ScaledAttention):
         self.proj_drop = nn.Dropout(dropout)
 
     def forward(
-        self, x: Tensor, tape: Tape | None = None, offset_keys: Tensor | None = None
+        self,
+        x: Tensor,
+        tape: Tape | None = None,
+        offset_keys: Tensor | None = None,
+        rows: int | None = None,
     ) -> Tensor:
-        """[b n d] to [b n d]; records ``attention`` [b h n n].
+        """[b n d] to [b n d], or to the first ``rows`` of it; records ``attention`` [b h n n].
 
         ``offset_keys`` [2n-1 d/h], where there are any, add to each logit the product of its query
         with the key of its offset: see `offset_bias`.
         """
-        b, n, d = x.shape
-        qkv = self.qkv(x).reshape(b, n, 3, self.heads, d // self.heads).permute(2, 0, 3, 1, 4)
-        query, key, value = qkv.unbind(0)
+        if rows is not None and offset_keys is None and type(self.qkv) is nn.Linear:
+            query, key, value = self._of_first(x, rows)
+        else:
+            query, key, value = self._split(self.qkv(x), 3)
         bias = None if offset_keys is None else offset_bias(query * self.scale, offset_keys)
-        mixed = attend(query, key, value, self.scale, tape, bias)
-        return self.proj_drop(self.proj(mixed.transpose(1, 2).reshape(b, n, d)))
+        mixed = attend(query, key, value, self.scale, tape, bias).transpose(1, 2).flatten(2)
+        return self.proj_drop(self.proj(mixed[:, :rows]))
+
+    def _of_first(self, x: Tensor, rows: int) -> tuple[Tensor, Tensor, Tensor]:
+        """The queries [b h rows e] of the first tokens, and keys and values of all."""
+        weight, bias, d = self.qkv.weight, self.qkv.bias, self.width
+        first, rest = (None, None) if bias is None else (bias[:d], bias[d:])
+        (query,) = self._split(F.linear(x[:, :rows], weight[:d], first), 1)
+        key, value = self._split(F.linear(x, weight[d:], rest), 2)
+        return query, key, value
+
+    def _split(self, x: Tensor, parts: int) -> tuple[Tensor, ...]:
+        """[b n parts*d] to so many [b h n e]."""
+        b, n, _ = x.shape
+        return x.reshape(b, n, parts, self.heads, -1).permute(2, 0, 3, 1, 4).unbind(0)
 
 
 def attend(
@@ -253,6 +271,8 @@ class Block(nn.Module):
         The rest: as for `Attention` and `Mlp`.
     """
 
+    RECORDS = ("attention", "mlp.hidden", "out")
+
     def __init__(
         self,
         width: int,
@@ -283,15 +303,23 @@ class Block(nn.Module):
         self.drop_path2 = DropPath(drop_path)
 
     def forward(
-        self, x: Tensor, tape: Tape | None = None, offset_keys: Tensor | None = None
+        self,
+        x: Tensor,
+        tape: Tape | None = None,
+        offset_keys: Tensor | None = None,
+        rows: int | None = None,
     ) -> Tensor:
         """[b n d] to [b n d]; records ``attention``, ``mlp.hidden`` and ``out``.
 
-        ``offset_keys`` are those of relative attention, as for `Attention`.
+        ``offset_keys`` are those of relative attention, as for `Attention`. With ``rows`` only the
+        first so many tokens are computed, from all of them: [b rows d].
         """
         whole = tape is not None
         x = self.drop_path1.around(
-            x, lambda kept: self.ls1(self.attn(self.norm1(kept), tape, offset_keys)), whole=whole
+            x,
+            lambda kept: self.ls1(self.attn(self.norm1(kept), tape, offset_keys, rows)),
+            shortcut=x[:, :rows],
+            whole=whole,
         )
         x = self.drop_path2.around(
             x, lambda kept: self.ls2(self.mlp(self.norm2(kept), inside(tape, "mlp"))), whole=whole

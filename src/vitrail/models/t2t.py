@@ -284,15 +284,20 @@ class T2TViT(ImageClassifier):
 
     def features(self, images: Tensor, tape: Tape | None = None) -> Tensor:
         """Images float [b c h w] to [b d], what the head sees."""
-        return record(tape, "pooled", self.encode(images, tape)[:, 0])
+        rows = 1 if tape is None else None  # nobody sees the last block's other tokens
+        return record(tape, "pooled", self.encode(images, tape, rows)[:, 0])
 
-    def encode(self, images: Tensor, tape: Tape | None = None) -> Tensor:
-        """Images float [b c h w] to the last block's tokens [b 1+n d], normed."""
+    def encode(self, images: Tensor, tape: Tape | None = None, rows: int | None = None) -> Tensor:
+        """Images float [b c h w] to the last block's tokens [b 1+n d], normed.
+
+        With ``rows`` to the first so many of them.
+        """
         patches = record(tape, "patches", self.tokenize(images, tape))
         x = torch.cat([self.cls_token.expand(patches.shape[0], -1, -1), patches], dim=1)
         x = record(tape, "embedded", self.pos_drop(x + self.positions(x.shape[1])))
         for i, block in enumerate(self.blocks):
-            x = self.through(block, x, inside(tape, f"blocks.{i}"))
+            wanted = rows if i == len(self.blocks) - 1 else None
+            x = self.through(block, x, inside(tape, f"blocks.{i}"), None, wanted)
         return record(tape, "normed", self.norm(x))
 
     def tokenize(self, images: Tensor, tape: Tape | None = None) -> Tensor:

@@ -7,7 +7,7 @@ The logits are the same either way. Tapes go through `torch.compile(fullgraph=Tr
 `torch.export` refuses them as arguments, so export a `Recorded` model instead.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from torch import Tensor, nn
 
@@ -63,6 +63,35 @@ class Tape(Mapping[str, Tensor]):
 
     def __repr__(self) -> str:
         return "Tape(" + ", ".join(f"{name} {list(t.shape)}" for name, t in self.items()) + ")"
+
+
+class Listener(Tape):
+    """A tape that hands every tensor to a function as it is born, and keeps none of them.
+
+    The attention of all layers of a large model at once fills memory; one after the other it does
+    not.
+
+    Args:
+        hear: called with a tensor's whole name and the tensor.
+        only: which tensors, as for `Tape`.
+    """
+
+    def __init__(
+        self, hear: Callable[[str, Tensor], None], only: str | Sequence[str] | None = None
+    ):
+        super().__init__(only)
+        self._hear = hear
+
+    def at(self, name: str) -> "Listener":
+        """As for `Tape`."""
+        view = Listener(self._hear, self._only)
+        view._prefix = f"{self._prefix}{name}."
+        return view
+
+    def put(self, name: str, tensor: Tensor) -> None:
+        """Hand a tensor on under its whole name, if it is wanted."""
+        if self.wants(name):
+            self._hear(self._prefix + name, tensor)
 
 
 def inside(tape: Tape | None, name: str) -> Tape | None:

@@ -156,6 +156,11 @@ class ViTConfig:
         return self.prefix if self.position_on_prefix else 0
 
     @property
+    def read_rows(self) -> int | None:
+        """How many of the last block's tokens are read, the first ones; None: all of them."""
+        return {"token": 2 if self.distilled else 1}.get(self.pool)
+
+    @property
     def features_width(self) -> int:
         """How many numbers the head sees."""
         return 2 * self.width if self.pool == "token_mean" else self.width
@@ -312,7 +317,7 @@ class VisionTransformer(ImageClassifier):
         """Images float [b c h w] to logits [b k]; of a distilled model the mean of both heads."""
         if not self.config.distilled:
             return super().forward(images, tape)
-        x = self.encode(images, tape)
+        x = self.read(images, tape)
         record(tape, "pooled", self.pool(x))
         by_class = record(tape, "class_logits", self.head(x[:, 0]))
         by_teacher = record(tape, "distillation_logits", self.head_dist(x[:, 1]))
@@ -323,15 +328,34 @@ class VisionTransformer(ImageClassifier):
 
         Those of a distilled model are the mean of what its two heads see, as in timm.
         """
-        pooled = self.pool(self.encode(images, tape), tape)
+        pooled = self.pool(self.read(images, tape), tape)
         return self.pre_logits(record(tape, "pooled", pooled))
+
+    def read(self, images: Tensor, tape: Tape | None = None) -> Tensor:
+        """What `encode` gives, as far as `pool` looks at it: [b prefix+n d], or [b 1 d] or [b 2 d].
+
+        Where that is the class token (and the distillation token) alone, the last block computes
+        no other, unless a tape wants them.
+        """
+        c = self.config
+        rows = c.read_rows
+        if tape is not None:
+            last = tape.at(f"blocks.{c.depth - 1}")
+            if tape.wants("normed") or any(map(last.wants, Block.RECORDS)):
+                rows = None
+        return self.transform(self.project(images, tape), tape, rows)
 
     def encode(self, images: Tensor, tape: Tape | None = None) -> Tensor:
         """Images float [b c h w] to the last block's tokens [b prefix+n d], normed if it is."""
         return self.transform(self.project(images, tape), tape)
 
-    def transform(self, picture: Tensor, tape: Tape | None = None) -> Tensor:
-        """Projected patches [b d rows columns] to what `encode` gives, [b prefix+n d]."""
+    def transform(
+        self, picture: Tensor, tape: Tape | None = None, rows: int | None = None
+    ) -> Tensor:
+        """Projected patches [b d rows columns] to what `encode` gives, [b prefix+n d].
+
+        With ``rows`` to the first so many of it.
+        """
         c, grid = self.config, (picture.shape[-2], picture.shape[-1])
         x = self.norm_pre(self.embed(picture, tape))
         again = self.positions(grid) if c.position_at != "input" else None
@@ -339,8 +363,9 @@ class VisionTransformer(ImageClassifier):
         for i, block in enumerate(self.blocks):
             if i and again is not None:
                 x = x + again[i % len(again)]
-            offset_keys = () if keys is None else (keys[i % len(keys)],)
-            x = self.through(block, x, inside(tape, f"blocks.{i}"), *offset_keys)
+            offset_keys = None if keys is None else keys[i % len(keys)]
+            wanted = rows if i == c.depth - 1 else None
+            x = self.through(block, x, inside(tape, f"blocks.{i}"), offset_keys, wanted)
         return record(tape, "normed", self.norm(x))
 
     def embed(self, picture: Tensor, tape: Tape | None = None) -> Tensor:

@@ -6,41 +6,37 @@ model, and hands over to the loop.
 
 import dataclasses
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from vitrail.data.fingerprint import Fingerprint, fingerprint
 from vitrail.data.labels import Classes
-from vitrail.data.scan import readable, scan
-from vitrail.data.sources import Source, Spec, hold_out, open_splits
+from vitrail.data.sources import Source, Spec
 from vitrail.data.statistics import pixel_statistics
 from vitrail.kit.errors import Error, did_you_mean
 from vitrail.models.base import ImageClassifier, Size, height_width
 from vitrail.models.cost import cost
 from vitrail.models.zoo import config_of, create_model, from_config, from_description, resolve
 from vitrail.recipes import DEFAULT_MODEL, DEFAULT_MODELS, NEEDS_WEIGHTS, RECIPES
+from vitrail.recipes.opening import Opened, check_place, open_data, open_watched
 from vitrail.recipes.plan import recipe_lines
 from vitrail.recipes.several import over_rates, over_seeds
 from vitrail.recipes.situation import Situation
-from vitrail.recipes.teaching import has_several_labels, objective_for
+from vitrail.recipes.teaching import objective_for
 from vitrail.recipes.tiny import tiny as shrunk
 from vitrail.training.checkpoint import Checkpoint, Checkpoints
 from vitrail.training.display import Display
 from vitrail.training.engine import Engine, first_process
-from vitrail.training.few_shots import FewShots
 from vitrail.training.finish import Run, finish, nothing_left
 from vitrail.training.ledger import account
 from vitrail.training.loop import run as run_loop
 from vitrail.training.output import Output
 from vitrail.training.recipe import Duration, Model, Recipe, with_settings
-from vitrail.training.session import MAX_CORRUPT, Data, Options, Session, lengths
+from vitrail.training.session import MAX_CORRUPT, Options, Session, lengths
 from vitrail.training.state import State
 from vitrail.training.track import check_tracker, tracked
-from vitrail.training.trouble import check_unreadable
 from vitrail.weights.load import load_weights
 from vitrail.weights.read import description_of, fingerprint_of, labels_of
 
@@ -132,7 +128,7 @@ def train(
         max_corrupt=max_corrupt,
     )
     words = _words(set or {}, seed=seed, precision=precision, batch_size=batch_size)
-    _check_place(data, output.path)
+    check_place(data, output.path)
     name, _, variant = (recipe or ("finetune" if weights else "scratch")).partition(":")
     if name in NEEDS_WEIGHTS and weights is None:
         raise Error(f"recipe {name} starts from a trained model: give one by --weights")
@@ -141,7 +137,7 @@ def train(
     )
     held_out = VAL_FRACTION if val_fraction is None else val_fraction
     with display.busy("looking at the data"):
-        opened = _open(
+        opened = open_data(
             data,
             max_corrupt,
             val_fraction=held_out,
@@ -173,7 +169,7 @@ def train(
     }
     changes.pop("variant", None)
     chosen = choose_recipe(name, situation, changes, tiny)
-    if chosen.target.loss == "softmax" and has_several_labels(opened.parts.train):
+    if chosen.target.loss == "softmax" and opened.parts.train.multi_label:
         chosen = with_settings(chosen, {"target.loss": "sigmoid"})
         opened.lines.append("loss:  a yes or no for each class, since images have several labels")
     if chosen.rates and "optim.lr" not in changes and chosen.masked.kind == "none":
@@ -181,7 +177,7 @@ def train(
     if chosen.patience is not None and opened.parts.val is None:
         raise Error("patience needs a validation set, and there is none")
     total = lengths(chosen, len(opened.parts.train), options).total
-    watched = _watched(watch, watch_every or max(1, total // 20))
+    watched = open_watched(watch, watch_every or max(1, total // 20))
     engine = Engine(device, chosen.precision, parallel)
     settings = {
         "recipe": chosen.to_json(),
@@ -201,7 +197,7 @@ def train(
     if checkpoint is not None:
         built = from_description(checkpoint.state["model"])
     else:
-        built = build(chosen, opened.parts.train)
+        built = build(chosen, opened.sample)
     told = [*opened.lines, *_plan(chosen, built, opened, options, engine)]
     if weights is None and name in MEANT_FOR_WEIGHTS:
         told.append(f"note:  {name} is meant to start from --weights; these are random")
@@ -233,6 +229,7 @@ def train(
             images=state.progress.images,
             seconds=session.seconds(),
             records=output.metrics.read("step"),
+            head_share=min(1.0, session.rates.head_steps / max(1, state.progress.step)),
         )
         facts = {**opened.facts, "val_fraction": held_out, "split_seed": words["seed"]}
         return finish(
@@ -244,18 +241,6 @@ def train(
             record=record or {},
             report=report,
         )
-
-
-@dataclass(frozen=True)
-class _Opened:
-    """Data ready to train on, and what is known of them."""
-
-    parts: Data
-    prints: Mapping[str, Fingerprint]
-    facts: Mapping[str, Any]
-    lines: list[str]
-    pictures: tuple[int, int] | None
-    own_val: bool
 
 
 def choose_recipe(
@@ -329,64 +314,6 @@ def _words(settings: Mapping[str, Any], **given: Any) -> dict[str, Any]:
     return given
 
 
-def _watched(data: Spec | None, every: int) -> FewShots | None:
-    """The data set that a run is watched on: its train split, and test, else val, else a fifth."""
-    if data is None:
-        return None
-    splits = open_splits(data)
-    if "train" not in splits:
-        raise Error(f"--watch {data}: there is no train split, only {' and '.join(splits)}")
-    test = splits.get("test") or splits.get("val")
-    if test is not None:
-        return FewShots(splits["train"], test, every)
-    train, test = splits["train"].split(0.2, seed=0)
-    return FewShots(train, test, every)
-
-
-def _check_place(data: Spec, out: Path) -> None:
-    if isinstance(data, str | Path) and Path(data).is_dir():
-        inside = out.expanduser().resolve()
-        if inside.is_relative_to(Path(data).expanduser().resolve()):
-            raise Error(f"--out {out} lies inside the data, which stay as they are: give another")
-
-
-def _open(
-    data: Spec, max_corrupt: float, val_fraction: float, seed: int, **options: Any
-) -> _Opened:
-    """Open (with the options of `open_splits`), look into and describe the data."""
-    splits = open_splits(data, **options)
-    own_val = "val" in splits
-    if val_fraction:
-        splits = hold_out(splits, val_fraction, seed)
-    if "train" not in splits:
-        raise Error(f"{data}: there is no train split, only {' and '.join(splits)}")
-    found = {name: scan(source) for name, source in splits.items()}
-    check_unreadable(dict(found["train"].unreadable), len(splits["train"]), max_corrupt)
-    prints = {
-        name: fingerprint(splits[name], found[name]) for name in ("train", "val") if name in found
-    }
-    good = {name: readable(source, found[name]) for name, source in splits.items()}
-    lines = []
-    for name, one in found.items():
-        first, *others = one.lines()
-        lines += [f"{name + ':':<6} {first}", *(f"       {line}" for line in others)]
-    if "val" not in splits:
-        lines.append("val:   none, so there will be no best weights, only those of the last step")
-    facts = {
-        "name": str(data) if isinstance(data, str | Path) else "arrays",
-        "splits": {name: len(source) for name, source in good.items()},
-        "classes": len(good["train"].classes),
-        "unreadable": [
-            {"key": key, "reason": reason}
-            for one in found.values()
-            for key, reason in one.unreadable
-        ],
-    }
-    unreadable = found["train"].unreadable
-    parts = Data(good["train"], good.get("val"), good.get("test"), unreadable)
-    return _Opened(parts, prints, facts, lines, found["train"].median, own_val)
-
-
 def _starting_model(
     name: str | None, weights: str | Path | None, image_size: Size | None, recipe: str
 ) -> Model:
@@ -419,7 +346,7 @@ def _duration(epochs: float | None, steps: int | None) -> Duration | None:
 
 
 def _plan(
-    recipe: Recipe, model: ImageClassifier, opened: _Opened, options: Options, engine: Engine
+    recipe: Recipe, model: ImageClassifier, opened: Opened, options: Options, engine: Engine
 ) -> list[str]:
     """What will be done, in lines."""
     examples = len(opened.parts.train)

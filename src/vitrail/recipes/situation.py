@@ -78,8 +78,14 @@ class Situation:
         return duration.steps(self.examples, batch_size) * batch_size / self.examples
 
     def batch(self, papers: int) -> int:
-        """The user's batch size, else the paper's."""
-        return papers if self.batch_size is None else self.batch_size
+        """The user's batch size, else the paper's.
+
+        Of a training set smaller than that: the largest power of two in it, for a batch would hold
+        its pictures more than once. (Recipes fit their rates to the batch.)
+        """
+        if self.batch_size is not None:
+            return self.batch_size
+        return papers if papers <= self.examples else 2 ** (max(1, self.examples).bit_length() - 1)
 
     def length(self, value: float, unit: str = "epochs") -> Duration:
         """The user's duration, else the paper's."""

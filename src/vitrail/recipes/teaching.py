@@ -1,10 +1,7 @@
 """What a recipe teaches a model that is ready to train: objective, teacher, what is frozen."""
 
-from typing import Any
-
-import numpy as np
-
-from vitrail.data.labels import count_labels
+from vitrail.data.sources import Source
+from vitrail.data.stream import Stream
 from vitrail.kit.errors import Error
 from vitrail.models.base import ImageClassifier
 from vitrail.training.objectives import Distillation, Objective, make_objective
@@ -13,7 +10,9 @@ from vitrail.training.tuning import apply_tuning
 from vitrail.weights.folder import load_model
 
 
-def objective_for(recipe: Recipe, model: ImageClassifier, data: Any) -> tuple[Objective, list[str]]:
+def objective_for(
+    recipe: Recipe, model: ImageClassifier, data: Source | Stream
+) -> tuple[Objective, list[str]]:
     """The objective of a recipe, with the model prepared for it, and what to say of it.
 
     Args:
@@ -32,23 +31,16 @@ def objective_for(recipe: Recipe, model: ImageClassifier, data: Any) -> tuple[Ob
             raise Error(f"recipe {recipe.name} learns from no teacher: leave --teacher out")
         teacher = load_model(recipe.teacher)
     counts = None
-    if recipe.target.class_weights == "balanced" and (labels := labels_in(data)) is not None:
-        counts = count_labels(labels, len(data.classes))
+    if recipe.target.class_weights == "balanced":
+        if not isinstance(data, Source):
+            raise Error(
+                f"{data.name}: classes are weighed by their numbers of images, which a stream does "
+                "not know beforehand: leave target.class_weights out"
+            )
+        counts = data.counts()
     objective = make_objective(recipe, model, teacher, counts)
     if isinstance(objective, Distillation):
         told.append(f"teacher: {recipe.teacher}; {objective.describe()}")
     if not objective.labelled:
         told.append("labels: not looked at; the folder will hold an encoder without a head")
     return objective, told
-
-
-def has_several_labels(data: Any) -> bool:
-    """Whether a picture of this source may have any number of labels."""
-    labels = labels_in(data)
-    return labels is not None and labels.ndim == 2
-
-
-def labels_in(data: Any) -> np.ndarray | None:
-    """The labels of all examples, int64 [n], or [n k] where they have several; None of a stream."""
-    labels = getattr(data, "labels", None)
-    return None if labels is None else np.asarray(labels)

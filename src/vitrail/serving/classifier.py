@@ -1,30 +1,51 @@
 """The classifier: a model folder or a bundle behind one call, with the preprocessing it needs.
 
 Torch, ONNX Runtime and OpenVINO answer alike; a bundle's files are checked against their hashes
-before they are opened, so what is damaged is refused.
+before anything is answered, so what is damaged is refused. An ONNX or OpenVINO bundle is used
+without torch, whose import alone takes 200 MB: all that needs it is imported where a model is
+opened.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
 from PIL import Image
 
 from vitrail.data.decode import pixels_of
 from vitrail.data.examples import read_file
 from vitrail.data.views import decode_for
-from vitrail.export.bundle import Manifest, check_files, is_bundle, read_manifest
-from vitrail.export.runtime import Runtime, TorchRuntime, open_graph
-from vitrail.kit.devices import pick_device
+from vitrail.export.bundle import Manifest, checking_files, is_bundle, read_manifest
+from vitrail.export.runtime import (
+    MERGED,
+    WITHOUT,
+    MergingRuntime,
+    Runtime,
+    TorchRuntime,
+    open_graph,
+)
 from vitrail.kit.errors import Error
 from vitrail.kit.preprocess import Preprocessing
-from vitrail.models.base import Size, square_or_pair
-from vitrail.weights.folder import load_model
-from vitrail.weights.read import description_of
-from vitrail.weights.temperature import read_temperature
+from vitrail.serving.stream import Prediction, stream
 
 Picture = str | Path | bytes | Image.Image | np.ndarray
+
+
+@dataclass(frozen=True)
+class Attention:
+    """Where a model looked in one picture.
+
+    Attributes:
+        values: float32 [rows columns], how much of the attention lies on each place; see
+            `export.attention` for what is counted.
+        region: the part of the upright picture that the places share evenly, (left, top, right,
+            bottom) as shares of it; what the model does not see lies outside, and what is padded
+            lies beyond 0 and 1.
+    """
+
+    values: np.ndarray
+    region: tuple[float, float, float, float]
 
 
 class Classifier:
@@ -38,6 +59,7 @@ class Classifier:
         device: ``cpu``, ``cuda`` or None for the best there is.
         which: ``final`` or ``best`` weights of a model folder.
         name: the zoo's name of the model, for a file that does not say it.
+        shared: whether others need the cores between two calls, as beside a server.
 
     Attributes:
         labels: the class names in the order of the logits.
@@ -67,26 +89,31 @@ class Classifier:
         device: str | None = None,
         which: str = "final",
         name: str | None = None,
+        shared: bool = False,
     ):
         for words, number in (("threads", threads), ("batch_size", batch_size)):
             if number is not None and number < 1:
                 raise Error(f"{words} must be at least 1, not {number}")
         self.batch_size = batch_size
         if is_bundle(path):
-            self._runtime = self._open_bundle(Path(path).expanduser(), threads, device)
+            self._runtime = self._open_bundle(Path(path).expanduser(), threads, device, shared)
         else:
             self._runtime = self._open_model(path, threads, device, which, name)
 
-    def _open_bundle(self, folder: Path, threads: int | None, device: str | None) -> Runtime:
-        manifest = read_manifest(folder)
-        check_files(folder, manifest)
-        self.manifest = manifest
-        if manifest.runtime == "torch":
-            runtime = self._open_model(folder, threads, device, "final", None)
-        else:
-            runtime = open_graph(folder, manifest, threads, device)
+    def _open_bundle(
+        self, folder: Path, threads: int | None, device: str | None, shared: bool
+    ) -> Runtime:
+        manifest = self.manifest = read_manifest(folder)
+        with checking_files(folder, manifest):
+            if manifest.runtime == "torch":
+                runtime = self._open_model(folder, threads, device, "final", None)
+                if manifest.merge_tokens:
+                    runtime = MergingRuntime(self.model, manifest.merge_tokens, runtime.device)
+            else:
+                runtime = open_graph(folder, manifest, threads, device, shared)
         self.labels, self.temperature = manifest.labels, manifest.temperature
         self.preprocessing, self.runtime = manifest.preprocessing, manifest.runtime
+        self.several = manifest.several_labels
         return runtime
 
     def _open_model(
@@ -97,6 +124,13 @@ class Classifier:
         which: str,
         name: str | None,
     ) -> Runtime:
+        import torch
+
+        from vitrail.kit.devices import pick_device
+        from vitrail.weights.folder import load_model
+        from vitrail.weights.read import description_of
+        from vitrail.weights.temperature import read_temperature
+
         if threads is not None:
             torch.set_num_threads(threads)
         where = pick_device(device)
@@ -115,9 +149,15 @@ class Classifier:
         return self._runtime.device
 
     @property
-    def image_size(self) -> Size:
-        """The model's input size."""
-        return square_or_pair(self.preprocessing.size)
+    def attends(self) -> bool:
+        """Whether `attention` can be asked for: a bundle has it if it was exported with it."""
+        return self._runtime.attends and (self.manifest is None or self.manifest.attends)
+
+    @property
+    def image_size(self) -> int | tuple[int, int]:
+        """The model's input size: one number, or (height, width) where they differ."""
+        height, width = self.preprocessing.size
+        return height if height == width else (height, width)
 
     def __call__(
         self, images: Picture | Iterable[Picture], top_k: int = 5
@@ -134,13 +174,47 @@ class Classifier:
         """
         if top_k < 1:
             raise Error(f"top_k must be at least 1, not {top_k}")
-        rows = torch.from_numpy(self.logits(images)) / self.temperature
-        chances = rows.sigmoid() if self.several else rows.softmax(dim=-1)
-        values, places = chances.topk(min(top_k, len(self.labels)), dim=-1)
+        return self.answers(self.logits(images), top_k)
+
+    def answers(self, logits: np.ndarray, top_k: int = 5) -> list[list[tuple[str, float]]]:
+        """What a call gives, from logits float32 [n k] of `logits` or `forward`.
+
+        Of equally likely labels the first in the model's order comes first.
+
+        Raises:
+            Error: ``top_k`` is below 1.
+        """
+        if top_k < 1:
+            raise Error(f"top_k must be at least 1, not {top_k}")
+        chances = self._chances(logits)
+        places = np.argsort(-chances, axis=-1, kind="stable")[:, :top_k]
+        values = np.take_along_axis(chances, places, axis=-1)
         return [
-            [(self.labels[place], value) for place, value in zip(row, chances, strict=True)]
-            for row, chances in zip(places.tolist(), values.tolist(), strict=True)
+            [(self.labels[place], value) for place, value in zip(row, likely, strict=True)]
+            for row, likely in zip(places.tolist(), values.tolist(), strict=True)
         ]
+
+    def probabilities(self, pixels: np.ndarray) -> np.ndarray:
+        """Of pictures made by `prepare`, uint8 [b *size 3], all of them: float32 [b k]."""
+        return self._chances(self.forward(pixels))
+
+    def with_attention(self, pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """`probabilities`, and the maps of attention [b rows columns] float32.
+
+        Raises:
+            Error: see `attention`.
+        """
+        self._check_attends()
+        logits, maps = self._runtime.with_attention(pixels)
+        return self._chances(logits), maps
+
+    def _check_attends(self) -> None:
+        if self.manifest is not None and not self.manifest.attends:
+            raise Error(MERGED if self.manifest.merge_tokens else WITHOUT)
+
+    def _chances(self, logits: np.ndarray) -> np.ndarray:
+        rows = logits / np.float32(self.temperature)
+        return _sigmoid(rows) if self.several else _softmax(rows)
 
     def logits(self, images: Picture | Iterable[Picture]) -> np.ndarray:
         """The logits before temperature, float32 [n k]; pictures as for a call.
@@ -151,8 +225,62 @@ class Classifier:
         rows = [self._batch(batch) for batch in _batches(_listed(images), self.batch_size)]
         return np.concatenate(rows) if rows else np.zeros((0, len(self.labels)), np.float32)
 
+    def attention(self, images: Picture | Iterable[Picture]) -> list[Attention]:
+        """Where the model looks in each picture; pictures as for a call.
+
+        Raises:
+            Error: a picture that cannot be read, a model without attention, or a bundle that was
+                exported without it.
+        """
+        self._check_attends()
+        found = []
+        for batch in _batches(_listed(images), self.batch_size):
+            opened = [self._open(image) for image in batch]
+            pixels = np.stack([self.preprocessing.geometry(image) for image in opened])
+            _, maps = self._runtime.with_attention(pixels)
+            found += [
+                Attention(values, self.preprocessing.region(image.shape[1], image.shape[0]))
+                for values, image in zip(maps, opened, strict=True)
+            ]
+        return found
+
+    def stream(
+        self, images: Iterable[Picture], top_k: int = 5, workers: int | None = None
+    ) -> Iterator[Prediction]:
+        """Predictions one by one, in the order of the pictures; for any number of them.
+
+        The pictures are taken as they are needed, two batches ahead at the most, so a generator
+        that never ends will do, and memory does not grow. One that cannot be read gives a
+        prediction with an ``error``.
+
+        Args:
+            images: as for a call.
+            top_k: how many labels; at most the number of classes.
+            workers: threads that read, decode and resize; None for one a core; with 0 that is
+                done in between, by the thread that asks.
+
+        Returns:
+            An iterator of `Prediction`: ``path`` (None for what is no file), ``labels`` as for a
+            call, ``error`` (None, or the reason).
+
+        Raises:
+            Error: ``top_k`` or ``workers`` out of range.
+        """
+        return stream(self, _listed(images), top_k, workers)
+
     def _batch(self, images: Sequence[Picture]) -> np.ndarray:
-        pixels = np.stack([self.preprocessing.geometry(self._open(image)) for image in images])
+        return self.forward(np.stack([self.prepare(image) for image in images]))
+
+    def prepare(self, image: Picture) -> np.ndarray:
+        """One picture, as for a call, to the pixels that the model sees: uint8 [*size 3].
+
+        Raises:
+            Error: it cannot be read; a file's name is in the sentence.
+        """
+        return self.preprocessing.geometry(self._open(image))
+
+    def forward(self, pixels: np.ndarray) -> np.ndarray:
+        """Pictures made by `prepare`, uint8 [b *size 3], to logits float32 [b k], in one batch."""
         return self._runtime.logits(pixels)
 
     def _open(self, image: Picture) -> np.ndarray:
@@ -172,6 +300,16 @@ class Classifier:
         if isinstance(image, Image.Image):
             return pixels_of(image)
         raise Error(f"a picture is a file name, bytes, a PIL picture or an array, not {image!r}")
+
+
+def _softmax(rows: np.ndarray) -> np.ndarray:
+    powers = np.exp(rows - rows.max(axis=-1, keepdims=True))
+    return powers / powers.sum(axis=-1, keepdims=True)
+
+
+def _sigmoid(rows: np.ndarray) -> np.ndarray:
+    powers = np.exp(-np.abs(rows))  # never overflows
+    return np.where(rows >= 0, 1, powers) / (1 + powers)
 
 
 def _listed(images: Picture | Iterable[Picture]) -> Iterable[Picture]:

@@ -1,156 +1,162 @@
-"""Predictions for many pictures: found, classified in batches, written as they come.
+"""Predictions for any number of pictures: to stdout, to one file, or to a folder of pieces.
 
 A picture that cannot be read becomes a record with the reason, never the end of the run.
 """
 
-import contextlib
-import csv
-import glob
+import hashlib
+import itertools
 import json
 import os
 import sys
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TextIO
+from typing import Any
 
-import numpy as np
-
-from vitrail.data.decode import SUFFIXES
-from vitrail.data.examples import read_file
-from vitrail.data.views import decode_for
-from vitrail.kit.errors import Error, listing
-from vitrail.kit.preprocess import Preprocessing
+from vitrail.data.keys import Keys
+from vitrail.kit.errors import Error
 from vitrail.serving.classifier import Classifier
+from vitrail.serving.forms import Tally, opened
+from vitrail.serving.images import Share
+from vitrail.serving.pieces import Pieces, put_in_place
+from vitrail.serving.stream import Prediction
+
+Told = Callable[[int, int, int], None]  # pictures done before this run, done now, and all
 
 
 @dataclass(frozen=True)
-class Prediction:
-    """What one picture shows, or why nobody can tell.
+class Plan:
+    """What is to be predicted, and how.
 
     Args:
-        path: as it was found.
-        labels: (label, probability), likeliest first; empty where there is an error.
-        error: the reason, or None.
+        names: all pictures.
+        share: which part of them.
+        top: labels a picture.
+        form: of `forms.FORMS`.
+        workers: threads that decode; None for one a core.
+        piece: pictures in a piece, where a folder is written.
     """
 
-    path: str
-    labels: list[tuple[str, float]]
-    error: str | None = None
+    names: Keys
+    share: Share = field(default_factory=Share)
+    top: int = 5
+    form: str = "jsonl"
+    workers: int | None = None
+    piece: int = 2000
+
+    @property
+    def places(self) -> range:
+        """Which of the names are predicted."""
+        return self.share.of(len(self.names))
+
+    def paths(self, places: Iterable[int]) -> Iterator[str]:
+        """The names at these places, as the file system has them."""
+        return (self.names.path(i) for i in places)
 
 
-def find_images(names: Sequence[str]) -> list[Path]:
-    """Files, folders (all pictures below them) and globs to a list of files, in order.
+def predict_to_file(classify: Classifier, plan: Plan, out: Path | None, told: Told) -> Tally:
+    """Write all predictions to a file, whole or not at all, or to stdout where there is none.
+
+    What is no regular file, a pipe for instance, is written to as it goes.
 
     Raises:
-        Error: a name that is nothing, or nothing at all found.
+        Error: the file cannot be written, or the form is none for stdout.
     """
-    found: list[Path] = []
-    for name in names:
-        path = Path(name)
-        if path.is_dir():
-            found += _below(path)
-        elif path.exists():
-            found.append(path)
-        elif glob.has_magic(name):
-            found += sorted(
-                item for item in map(Path, glob.glob(name, recursive=True)) if item.is_file()
-            )
-        else:
-            raise Error(f"there is no picture or folder {name}")
-    if not found:
-        raise Error(f"no pictures were found in {listing(list(names), 3) or 'an empty list'}")
-    return found
+    rows = _counted(classify.stream(plan.paths(plan.places), plan.top, plan.workers), plan, told)
+    if out is None:
+        return _written(rows, plan.form, sys.stdout)
+    try:
+        if out.exists() and not out.is_file():
+            with out.open("w", newline="", encoding="utf-8") as file:
+                return _written(rows, plan.form, file)
+        staged = out.with_name(f".{out.name}.{os.getpid()}.part")
+        try:
+            tally = _written(rows, plan.form, staged)
+            put_in_place(staged, out)
+        finally:
+            staged.unlink(missing_ok=True)
+        return tally
+    except OSError as error:
+        reason = (error.strerror or str(error)).lower()
+        raise Error(f"{out} cannot be written: {reason}") from None
 
 
-def predictions(classify: Classifier, paths: Iterable[Path], top_k: int) -> Iterator[Prediction]:
-    """The predictions of files in order, a batch at a time; files that cannot be read included."""
-    batch: list[tuple[Path, np.ndarray | None, str | None]] = []
-    for path in paths:
-        batch.append(_read(path, classify.preprocessing))
-        if len(batch) == classify.batch_size:
-            yield from _classified(classify, batch, top_k)
-            batch = []
-    if batch:
-        yield from _classified(classify, batch, top_k)
+def predict_to_folder(classify: Classifier, plan: Plan, out: Path, told: Told) -> tuple[Tally, int]:
+    """Write the pieces that a folder lacks.
 
-
-def write_table(rows: Iterable[Prediction], form: str, out: Path | None) -> int:
-    """Write predictions as ``table``, ``csv`` or ``jsonl`` to a file or to stdout.
+    Args:
+        classify: the classifier.
+        plan: what is to be predicted.
+        out: the folder, new or begun by the same plan and model.
+        told: is called now and then.
 
     Returns:
-        How many of them were errors.
+        What the whole share has come to, and how many pictures of it were there before.
+
+    Raises:
+        Error: see `Pieces`.
     """
-    failed = 0
-    with _opened(out) as file:
-        write = {"table": _table, "csv": _csv, "jsonl": _jsonl}[form]
-        for row in write(rows, file):
-            failed += row.error is not None
-    return failed
+    about = {**identity(classify), "top": min(plan.top, len(classify.labels))}
+    pieces = Pieces(out, plan.names, plan.share, plan.form, plan.piece, about)
+    with pieces.begun() as tally:
+        before = tally.records
+        missing = pieces.missing()
+        # One stream for all pieces, so that the threads never wait for one to be written.
+        places = itertools.chain.from_iterable(pieces.pieces[number] for number in missing)
+        stream = classify.stream(plan.paths(places), plan.top, plan.workers)
+        rows = _counted(stream, plan, told, before)
+        try:
+            for number in missing:
+                tally += pieces.write(number, itertools.islice(rows, len(pieces.pieces[number])))
+        except KeyboardInterrupt:
+            count = len(plan.places)
+            done = count - sum(len(pieces.pieces[number]) for number in pieces.missing())
+            raise KeyboardInterrupt(
+                f"stopped: {done:,} of {count:,} pictures are done in {out}, and the same command "
+                "goes on from there"
+            ) from None
+    return tally, before
 
 
-def _below(folder: Path) -> list[Path]:
-    return sorted(
-        Path(place) / name
-        for place, _, names in os.walk(folder)
-        for name in names
-        if Path(name).suffix.lower() in SUFFIXES and not name.startswith(".")
-    )
+def identity(classify: Classifier) -> dict[str, Any]:
+    """What must be equal for equal predictions: JSON values by the keys of `pieces.SAID`."""
+    if classify.manifest is not None and classify.runtime != "torch":
+        files = json.dumps(classify.manifest.files, sort_keys=True)  # name to hash
+        digest = hashlib.sha256(files.encode()).hexdigest()
+    else:
+        digest = _digest_of_weights(classify.model)
+    return {
+        "model": digest,
+        "merge_tokens": 0 if classify.manifest is None else classify.manifest.merge_tokens,
+        "several": classify.several,
+        "labels": hashlib.sha256(json.dumps(classify.labels).encode()).hexdigest(),
+        "preprocessing": classify.preprocessing.to_json(),
+        "temperature": classify.temperature,
+    }
 
 
-def _read(path: Path, preprocessing: Preprocessing) -> tuple[Path, np.ndarray | None, str | None]:
-    try:
-        return path, decode_for(read_file(path), preprocessing), None
-    except Error as error:
-        return path, None, str(error)
+def _digest_of_weights(model: Any) -> str:
+    import torch
+
+    digest = hashlib.sha256()
+    for name, tensor in model.state_dict().items():
+        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}\n".encode())
+        digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
 
 
-def _classified(
-    classify: Classifier, batch: list[tuple[Path, np.ndarray | None, str | None]], top_k: int
+def _written(rows: Iterable[Prediction], form: str, target: Any) -> Tally:
+    tally = Tally()
+    with opened(form, target) as write:
+        for row in rows:
+            write(row)
+            tally.add(row.path, row.error)
+    return tally
+
+
+def _counted(
+    rows: Iterable[Prediction], plan: Plan, told: Told, before: int = 0
 ) -> Iterator[Prediction]:
-    answers = iter(classify([pixels for _, pixels, _ in batch if pixels is not None], top_k))
-    for path, pixels, error in batch:
-        # File names need not be UTF-8; what is printed must be.
-        printable = os.fsencode(path).decode("utf-8", "backslashreplace")
-        yield Prediction(printable, [] if pixels is None else next(answers), error)
-
-
-@contextlib.contextmanager
-def _opened(out: Path | None) -> Iterator[TextIO]:
-    if out is None:
-        yield sys.stdout
-        return
-    try:
-        with out.open("w", newline="", encoding="utf-8") as file:
-            yield file
-    except OSError as error:
-        raise Error(f"{out} cannot be written: {error.strerror}") from None
-
-
-def _jsonl(rows: Iterable[Prediction], file: TextIO) -> Iterator[Prediction]:
-    for row in rows:
-        labels = [{"label": label, "probability": chance} for label, chance in row.labels]
-        record = {"path": row.path, "predictions": labels, "error": row.error}
-        file.write(json.dumps(record, ensure_ascii=False) + "\n")
-        yield row
-
-
-def _csv(rows: Iterable[Prediction], file: TextIO) -> Iterator[Prediction]:
-    writer = csv.writer(file)
-    writer.writerow(["path", "rank", "label", "probability", "error"])
-    for row in rows:
-        for rank, (label, chance) in enumerate(row.labels, start=1):
-            writer.writerow([row.path, rank, label, f"{chance:.6f}", ""])
-        if row.error is not None:
-            writer.writerow([row.path, "", "", "", row.error])
-        yield row
-
-
-def _table(rows: Iterable[Prediction], file: TextIO) -> Iterator[Prediction]:
-    for row in rows:
-        file.write(f"{row.path!r}\n" if "\n" in row.path else f"{row.path}\n")
-        if row.error is not None:
-            file.write(f"    not read: {row.error}\n")
-        for label, chance in row.labels:
-            file.write(f"    {100 * chance:5.1f} %  {label}\n")
+    for done, row in enumerate(rows, start=1):
+        told(before, done, len(plan.places))
         yield row

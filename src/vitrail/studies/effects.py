@@ -1,14 +1,14 @@
 """What an ablation shows: a table for each comparison, differences paired by seed, figures, words.
 
-Of a variant with several rates the one counts that is best on validation, averaged over seeds; test
-pictures choose nothing.
+Of a variant with several rates the one counts that is best on validation, averaged over seeds, and
+at which no seed diverged; test pictures choose nothing.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
-from vitrail.kit.chart import MOST, interval_chart, line_chart
+from vitrail.kit.chart import MOST, Line, interval_chart, line_chart
 from vitrail.studies.definition import Definition, Figure, Record, Shown, Table
 from vitrail.studies.grid import curve, mean_of, paired, verdict
 from vitrail.studies.statistics import Mean
@@ -73,6 +73,9 @@ def _row(variant: Mapping[str, Any], by_id: Mapping[str, Record]) -> Row:
     }
     on_val = {rate: mean_of(found, "val_top1", False) for rate, found in runs.items()}
     known = {rate: mean.mean for rate, mean in on_val.items() if mean is not None}
+    # A rate at which a seed diverged is not chosen for the seeds that happened to come through.
+    steady = {rate for rate in known if not any(r["metrics"].get("failed") for r in runs[rate])}
+    known = {rate: mean for rate, mean in known.items() if rate in steady or not steady}
     rate = max(known, key=known.__getitem__) if known else next(iter(runs))
     cell = variant["cell"]
     return Row(
@@ -163,7 +166,7 @@ def _figures(told: Mapping[str, Any], rows: Sequence[Row], name: str, words: str
             means = {float(rate): mean_of(runs, name) for rate, runs in row.by_rate.items()}
             points = [(rate, mean) for rate, mean in means.items() if mean is not None]
             if points:
-                curves.append(curve(row.label, points))
+                curves.append(_shares(row.label, points))
         svg = line_chart(
             curves,
             title=f"{told['title']}: {words} accuracy over the learning rate",
@@ -172,9 +175,8 @@ def _figures(told: Mapping[str, Any], rows: Sequence[Row], name: str, words: str
             log_x=True,
             x_format="g",
             x_ticks=sorted({x for line in curves for x in line.x}),
-            size=(520, 320),
         )
-        caption = f"{told['asks']} Accuracy on {words} pictures over the learning rate."
+        caption = f"{told['title']}: {words} accuracy over the learning rate; bands are 95 %."
         found.append(Figure(f"ablation-{slug}-rates", svg, caption))
     gaps = [(row.label, _gap(row, rows[0], name)) for row in rows[1:]]
     drawn = [
@@ -189,11 +191,18 @@ def _figures(told: Mapping[str, Any], rows: Sequence[Row], name: str, words: str
             x_label=f"points above {rows[0].label}",
         )
         caption = (
-            f"{told['asks']} Differences of {words} accuracy to {rows[0].label}, in points, seed "
-            "by seed; bars are 95 % t intervals."
+            f"{told['title']}: {words} accuracy less that of {rows[0].label}, seed by seed; bars "
+            "are 95 % t intervals."
         )
         found.append(Figure(f"ablation-{slug}-differences", svg, caption))
     return found
+
+
+def _shares(name: str, points: Sequence[tuple[float, Mean]]) -> Line:
+    """A line whose band stays among shares: with two seeds an interval knows no such bounds."""
+    line = curve(name, points)
+    low, high = [max(0.0, y) for y in line.low], [min(1.0, y) for y in line.high]
+    return replace(line, low=low, high=high)
 
 
 def _shapes(shapes: Mapping[str, tuple[Sequence[Row], str]]) -> Figure:
@@ -206,7 +215,7 @@ def _shapes(shapes: Mapping[str, tuple[Sequence[Row], str]]) -> Figure:
             if row.figure("macs") and (mean := mean_of(row.runs, name)) is not None
         ]
         if points:
-            curves.append(curve(title, points))
+            curves.append(_shares(title, points))
     svg = line_chart(
         curves,
         title="Accuracy over compute, by what is scaled",
@@ -215,7 +224,6 @@ def _shapes(shapes: Mapping[str, tuple[Sequence[Row], str]]) -> Figure:
         log_x=True,
         x_format=",.3g",
         x_ticks=sorted({x for line in curves for x in line.x}),
-        size=(520, 320),
     )
     return Figure("ablation-shape", svg, "Accuracy over the compute of one picture.")
 

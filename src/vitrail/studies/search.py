@@ -386,7 +386,6 @@ def _figure(macs: Sequence[float], on_val: Sequence[Mean], front: Sequence[int])
         x_label="million multiply-adds a picture",
         percent=True,
         x_format=",.4g",
-        size=(520, 320),
     )
     return Figure(
         "search-front", svg, "Every candidate, and those that nothing as cheap is better than."

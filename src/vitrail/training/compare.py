@@ -17,8 +17,9 @@ from vitrail.kit.errors import Error
 from vitrail.kit.page import Page, Section, Share
 from vitrail.kit.records import Records
 from vitrail.training.display import duration
-from vitrail.training.report import curve, flat, setting
+from vitrail.training.recorded import curve, flat, setting
 
+MEASURES = {"top1": "top-1", "mean_average_precision": "mean average precision"}
 ALWAYS_OWN = ("name",)  # of a recipe: what it is called, not what it does
 
 
@@ -56,9 +57,18 @@ class Recorded:
         return max((record["step"] for record in self.of("step")), default=0)
 
     @property
+    def measure(self) -> str:
+        """What it is watched by: ``top1``, or ``mean_average_precision`` of several labels."""
+        found = [*self.of("eval"), *self.metrics.values()]
+        return next(
+            (name for one in found for name in MEASURES if one.get(name) is not None), "top1"
+        )
+
+    @property
     def best(self) -> float | None:
-        """The best accuracy on validation."""
-        return max((r["top1"] for r in self.of("eval") if r.get("top1") is not None), default=None)
+        """The best `measure` on validation."""
+        found = [record.get(self.measure) for record in self.of("eval")]
+        return max((figure for figure in found if figure is not None), default=None)
 
     def last(self, kind: str, field: str) -> float | None:
         """The last number of a field, or None."""
@@ -66,12 +76,10 @@ class Recorded:
         return found[-1] if found else None
 
     @property
-    def top1(self) -> float | None:
-        """Accuracy at the end: on test, else on validation; None for a run without."""
-        for split in ("test", "val"):
-            if self.metrics.get(split, {}).get("top1") is not None:
-                return self.metrics[split]["top1"]
-        return None
+    def score(self) -> float | None:
+        """`measure` at the end: on test, else on validation; None for a run without."""
+        found = [self.metrics.get(split, {}).get(self.measure) for split in ("test", "val")]
+        return next((figure for figure in found if figure is not None), None)
 
     @property
     def images(self) -> int | None:
@@ -89,8 +97,11 @@ class Recorded:
             "finished": self.finished,
             "steps": self.steps,
             "images": self.images,
-            "top1": self.top1,
-            "best_val_top1": self.best,
+            "measure": self.measure,
+            "score": self.score,
+            "best_val_score": self.best,
+            "top1": self.score if self.measure == "top1" else None,
+            "best_val_top1": self.best if self.measure == "top1" else None,
             "loss": self.last("step", "loss"),
             "val_loss": self.last("eval", "loss"),
             "metrics": dict(self.metrics),
@@ -186,12 +197,12 @@ def write_comparison(path: Path | str, runs: Sequence[Recorded], footer: str = "
     Raises:
         Error: the file cannot be written.
     """
-    ranked = [run for run in runs if run.top1 is not None]
-    best = max(ranked, key=lambda run: run.top1 or 0.0, default=None)
+    ranked = [run for run in runs if run.score is not None]
+    best = max(ranked, key=lambda run: run.score or 0.0, default=None)
     page = Page(
         f"{len(runs)} runs compared",
         lead=_lead(runs, best),
-        headline=[(_percent(run.top1), run.name) for run in ranked][:4],
+        headline=[(_percent(run.score), run.name) for run in ranked][:4],
         footer=footer,
     )
     _outcomes(page.section("Outcomes"), runs)
@@ -209,21 +220,24 @@ def write_comparison(path: Path | str, runs: Sequence[Recorded], footer: str = "
 def _lead(runs: Sequence[Recorded], best: Recorded | None) -> str:
     if best is None:
         return "None of these runs has measured its accuracy at its end yet."
-    seeds = _over_seeds(runs)
+    if len({run.measure for run in runs}) > 1:
+        return "They are measured differently, since images have one label here and several there."
+    seeds, measure = _over_seeds(runs), MEASURES[best.measure]
     if seeds is not None:
         return (
-            f"They differ in nothing but the seed: {100 * seeds['mean']:.2f} % top-1 on average, "
-            f"with a deviation of {100 * seeds['deviation']:.2f} points."
+            f"They differ in nothing but the seed: {100 * seeds['mean']:.2f} % {measure} on "
+            f"average, with a deviation of {100 * seeds['deviation']:.2f} points."
         )
     open_ones = sum(not run.finished for run in runs)
     rest = f" {open_ones} of them did not come to its end yet." if open_ones else ""
-    return f"{best.name} is the best at the end, with {100 * (best.top1 or 0):.2f} % top-1.{rest}"
+    score = f"{100 * (best.score or 0):.2f} % {measure}"
+    return f"{best.name} is the best at the end, with {score}.{rest}"
 
 
 def _outcomes(section: Section, runs: Sequence[Recorded]) -> None:
     rows = []
     for run in runs:
-        test, val = (run.metrics.get(split, {}).get("top1") for split in ("test", "val"))
+        test, val = (run.metrics.get(split, {}).get(run.measure) for split in ("test", "val"))
         rows.append(
             (
                 run.name,
@@ -236,17 +250,20 @@ def _outcomes(section: Section, runs: Sequence[Recorded]) -> None:
                 "yes" if run.finished else "no",
             )
         )
-    columns = ("run", "test top-1", "validation top-1", "best on validation")
+    measures = [MEASURES[name] for name in dict.fromkeys(run.measure for run in runs)]
+    columns = ("run", "test", "validation", "best on validation")
     columns += ("training loss", "validation loss", "steps", "finished")
-    section.table(
-        columns, rows, "The final weights' accuracy, and the last losses that were recorded."
-    )
+    said = f"The final weights' {' or '.join(measures)}, and the last losses that were recorded."
+    section.table(columns, rows, said)
 
 
 def _curves(section: Section, runs: Sequence[Recorded]) -> None:
     section.text("Each line is a run; a ring marks its best point on validation.")
     charts: list[tuple[str, str, str, bool, str]] = [
-        ("Accuracy on validation", "eval", "top1", True, "highest"),
+        *(
+            (f"{words[0].upper()}{words[1:]} on validation", "eval", name, True, "highest")
+            for name, words in MEASURES.items()
+        ),
         ("Loss on validation", "eval", "loss", False, "lowest"),
         ("Training loss", "step", "loss", False, ""),
         ("Learning rate", "step", "lr", False, ""),
@@ -260,7 +277,7 @@ def _curves(section: Section, runs: Sequence[Recorded]) -> None:
     if _batch_sizes(runs) > 1:
         lines = [_over_images(run) for run in runs]
         known = [line for line in lines if line is not None]
-        title = "Accuracy on validation by images seen"
+        title = "The same by images seen"
         if known:
             svg = line_chart(known, title=title, x_label="images", percent=True, size=(440, 280))
             drawn.insert(1, (title, svg))
@@ -276,7 +293,7 @@ def _batch_sizes(runs: Sequence[Recorded]) -> int:
 
 def _over_images(run: Recorded) -> Line | None:
     size = run.recipe.get("batch_size")
-    line = curve(run.name, run.of("eval"), "top1", "highest")
+    line = curve(run.name, run.of("eval"), run.measure, "highest")
     if line is None or size is None:
         return None
     return Line(line.name, [x * size for x in line.x], line.y, dots=line.dots, best=line.best)
@@ -316,8 +333,8 @@ def _compute(section: Section, runs: Sequence[Recorded]) -> None:
 
 
 def _over_seeds(runs: Sequence[Recorded]) -> dict[str, float] | None:
-    """Mean and deviation of the accuracy, where nothing but the seed differs."""
-    scores = [run.top1 for run in runs]
+    """Mean and deviation of the score, where nothing but the seed differs."""
+    scores = [run.score for run in runs]
     known = [score for score in scores if score is not None]
     if set(differences(runs)) - {"data: split_seed"} != {"seed"} or len(known) < len(scores):
         return None

@@ -132,7 +132,7 @@ def finish(
             "best": {"step": progress.best_step, "val": _best(session)},
             "ledger": ledger.to_json(),
             "skipped": progress.skipped,
-            "several_labels": session.data.train.labels.ndim == 2,
+            "several_labels": session.data.train.multi_label,
             **(record or {}),
         }
         if progress.best_step == progress.step:
@@ -173,7 +173,7 @@ def _best(session: Session) -> dict[str, float | None]:
     """
     best = session.state.progress.best
     if session.state.learner.objective.labelled:
-        several = session.data.train.labels.ndim == 2
+        several = session.data.train.multi_label
         return {"mean_average_precision" if several else "top1": best}
     return {"loss": None if best is None else -best}
 

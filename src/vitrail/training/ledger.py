@@ -22,6 +22,7 @@ import torch
 from vitrail.kit.peak import matmul_peak
 from vitrail.models.base import ImageClassifier
 from vitrail.models.cost import cost
+from vitrail.training.tuning import enter
 
 if TYPE_CHECKING:
     from vitrail.training.engine import Engine
@@ -41,7 +42,9 @@ class Ledger:
         macs_per_image: of one forward pass.
         images: seen in training, again and again counted.
         seconds: of training, evaluation and saving included, over all restarts.
-        passes: what an image costs in training, in forward passes: 3 where everything is trained.
+        passes: what an image costs in training, in forward passes: 3 where everything is trained;
+            the mean over the run, where first the head alone is.
+        teacher_macs: of one forward pass of a teacher, which looks at every image once.
         devices: how many worked at it.
         training_rate: images a second while training: the median of the steps; None if unknown.
         matmul_peak: operations a second of one device's best matrix product in the run's
@@ -53,14 +56,15 @@ class Ledger:
     images: int = 0
     seconds: float = 0.0
     passes: float = TRAINING_PASSES
+    teacher_macs: int = 0
     devices: int = 1
     training_rate: float | None = None
     matmul_peak: float | None = None
 
     @property
     def flops_per_image(self) -> float:
-        """Operations of one image in training, forward and backward."""
-        return self.passes * FLOPS_PER_MAC * self.macs_per_image
+        """Operations of one image in training, forward and backward, and the teacher's."""
+        return FLOPS_PER_MAC * (self.passes * self.macs_per_image + self.teacher_macs)
 
     @property
     def flops(self) -> int:
@@ -95,15 +99,18 @@ def account(
     images: int,
     seconds: float,
     records: Iterable[Mapping[str, Any]] = (),
+    head_share: float = 0.0,
 ) -> Ledger:
     """The ledger of a run at its end.
 
     Args:
         learner: its model, with what is frozen still frozen. An objective that runs the model on
-            less than the whole picture says what an image costs by a method ``macs(model)``.
+            less than the whole picture says what an image costs by a method ``macs(model)``, one
+            with a teacher says that one's by ``teacher_macs``.
         engine: where it ran; its matrix product is measured now, in a fifth of a second.
         images, seconds: seen and spent, over all restarts.
         records: the run's, of which the steps say how fast they were.
+        head_share: of the steps, those that trained the head alone (`tuning.enter`).
     """
     model, counted = learner.model, getattr(learner.objective, "macs", None)
     rates = [
@@ -116,11 +123,25 @@ def account(
         macs_per_image=cost(model).macs if counted is None else counted(model),
         images=images,
         seconds=seconds,
-        passes=passes_of(model),
+        passes=_mean_passes(model, head_share),
+        teacher_macs=getattr(learner.objective, "teacher_macs", 0),
         devices=getattr(engine, "world", 1),
         training_rate=statistics.median(rates) if rates else None,
         matmul_peak=matmul_peak(str(engine.device), engine.precision, torch.get_num_threads()),
     )
+
+
+def _mean_passes(model: ImageClassifier, head_share: float) -> float:
+    """`passes_of`, over the phases of a run whose last step the model is at."""
+    if not head_share:
+        return passes_of(model)
+    head_alone = bool(model.held)
+    enter(model, step=0, head_steps=1)
+    first = passes_of(model)
+    enter(model, step=1, head_steps=1)
+    rest = passes_of(model)
+    enter(model, step=0 if head_alone else 1, head_steps=1)
+    return head_share * first + (1 - head_share) * rest
 
 
 def passes_of(model: ImageClassifier) -> float:

@@ -125,7 +125,7 @@ def take_step(session: Session, batch: Batch, began: float, stop: bool = False) 
     number = progress.step
     enter(state.model, number, session.rates.head_steps)
     rate = session.rates(number)
-    set_rate(state.optimizer, rate)
+    set_rate(state.optimizer, rate, session.rates.peak(number))
     statistics = [buffer.clone() for buffer in state.statistics]
     outcome = _passes_that_fit(session, batch, stop)
     progress.step += 1

@@ -36,7 +36,7 @@ def make_optimizer(
         decays = has_decay(name, parameter)
         scale = recipe.layer_decay ** (model.layers - depth)
         group = groups.setdefault(
-            (depth, decays), {"params": [], **_decay(recipe, decays, scale), "scale": scale}
+            (depth, decays), {"params": [], **_decay(recipe, decays), "scale": scale}
         )
         group["params"].append(parameter)
     optimizer = _made(recipe, [groups[key] for key in sorted(groups)])
@@ -72,13 +72,12 @@ def _made(recipe: Optim, groups: list[dict[str, Any]]) -> optim.Optimizer:
     return optim.AdamW(groups, lr=recipe.lr, betas=recipe.betas, eps=eps, fused=True)
 
 
-def _decay(recipe: Optim, decays: bool, scale: float) -> dict[str, float]:
+def _decay(recipe: Optim, decays: bool) -> dict[str, float]:
     """A group's weight decay, where it is torch's; else what `_decay_before` needs."""
     wanted = recipe.weight_decay if decays else 0.0
     if recipe.decay == "torch":
         return {"weight_decay": wanted}
-    peak = recipe.lr * scale
-    return {"weight_decay": 0.0, "decay_at_rate": wanted / peak if peak else 0.0}
+    return {"weight_decay": 0.0, "decay": wanted, "share": 0.0}
 
 
 @torch.no_grad()
@@ -90,7 +89,7 @@ def _decay_before(optimizer: optim.Optimizer, *_: Any) -> None:
     size, and see them decayed.)
     """
     for group in optimizer.param_groups:
-        factor = 1 - group["lr"] * group["decay_at_rate"]
+        factor = 1 - group["share"] * group["decay"]
         if factor != 1:
             torch._foreach_mul_([p for p in group["params"] if p.grad is not None], factor)
 
@@ -152,10 +151,15 @@ class Rates:
 
     def __call__(self, step: int) -> float:
         """The rate of step ``step``, counted from 0."""
+        peak = self.peak(step)
         if step < self.head_steps:
-            return self._rate(step, self.head_steps, self.recipe.tuning.head_lr)
-        rest = self.total - self.head_steps
-        return self._rate(step - self.head_steps, rest, self.recipe.optim.lr)
+            return self._rate(step, self.head_steps, peak)
+        return self._rate(step - self.head_steps, self.total - self.head_steps, peak)
+
+    def peak(self, step: int) -> float:
+        """The highest rate of the phase that a step belongs to."""
+        recipe = self.recipe
+        return recipe.tuning.head_lr if step < self.head_steps else recipe.optim.lr
 
     def _rate(self, step: int, total: int, peak: float) -> float:
         schedule = self.recipe.schedule
@@ -181,7 +185,14 @@ def head_steps(recipe: Recipe, examples: int, total: int) -> int:
     return min(total, recipe.tuning.head_for.steps(examples, recipe.batch_size, total))
 
 
-def set_rate(optimizer: optim.Optimizer, rate: float) -> None:
-    """Give every group the rate times its own scale."""
+def set_rate(optimizer: optim.Optimizer, rate: float, peak: float) -> None:
+    """Give every group the rate times its own scale, and independent decay its share of the peak.
+
+    Args:
+        rate: of this step.
+        peak: the highest of its phase.
+    """
     for group in optimizer.param_groups:
         group["lr"] = rate * group["scale"]
+        if "share" in group:
+            group["share"] = rate / peak if peak else 0.0

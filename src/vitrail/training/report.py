@@ -24,16 +24,16 @@ from vitrail.evaluation.blocks import (
 from vitrail.evaluation.blocks import percent as _percent
 from vitrail.evaluation.multilabel import MultiLabel
 from vitrail.inspection.draw import attention_maps, overlay
-from vitrail.kit.chart import Line, line_chart
+from vitrail.kit.chart import line_chart
 from vitrail.kit.errors import Error, listing
 from vitrail.kit.page import Page, Picture, Section, show
 from vitrail.metrics.accuracy import interval
 from vitrail.models.base import ImageClassifier
 from vitrail.training.display import duration
+from vitrail.training.recorded import curve, flat, is_group, setting
 
 Result = Accuracy | MultiLabel
 SPLITS = {"train": "Training", "val": "Validation", "test": "Test"}
-POINTS = 160  # of a curve in a chart: more cannot be seen
 ENLARGED = 160  # pixels of the longer side that an attention picture has at the least
 NAMED = 20  # skipped files up to which the list stands open
 
@@ -248,6 +248,7 @@ def attention_blocks(section: Section, attention: Sequence[Look]) -> None:
 def _curves(section: Section, records: Sequence[Mapping[str, Any]]) -> None:
     steps = [record for record in records if record.get("kind") == "step"]
     evals = [record for record in records if record.get("kind") == "eval"]
+    watched = [record for record in records if record.get("kind") == "fewshot"]
     if not steps:
         section.text("There are no curves: no step was recorded.")
         return
@@ -274,6 +275,10 @@ def _curves(section: Section, records: Sequence[Mapping[str, Any]]) -> None:
             ],
         ),
     ]
+    shots = dict.fromkeys(name for record in watched for name in record if name.endswith("-shot"))
+    if watched:
+        section.text("Few-shot accuracy: a ridge regression on the features, of the watched data.")
+        quality.append(("Few-shot accuracy", True, [curve(name, watched, name) for name in shots]))
     course = [
         ("Learning rate", False, [curve("learning rate", steps, "lr")]),
         ("Gradient norm", False, [curve("gradient norm", steps, "grad_norm")]),
@@ -321,8 +326,8 @@ def _settings(section: Section, settings: Mapping[str, Any]) -> None:
         return
     section.text("The recipe, whole. Any of it can be set on the command line, as in:")
     section.code("vitrail train ... --set optim.lr=0.0005")
-    groups = {name: value for name, value in settings.items() if _is_group(value)}
-    single = {name: value for name, value in settings.items() if not _is_group(value)}
+    groups = {name: value for name, value in settings.items() if is_group(value)}
+    single = {name: value for name, value in settings.items() if not is_group(value)}
     for title, group in {"": single, **groups}.items():
         if inside := flat(group):
             section.facts({name: setting(value) for name, value in inside.items()}, title=title)
@@ -340,6 +345,7 @@ def _compute(
         "macs_per_image": ("Multiply-adds an image", _short),
         "flops": ("Operations, forward and backward", lambda flops: f"{flops:.3g}"),
         "exaflops": ("The same in exaFLOPs", lambda flops: f"{flops:.3g}"),
+        "teacher_macs": ("Multiply-adds of the teacher", _short),
         "device_hours": ("Device hours", lambda hours: f"{hours:.3g}"),
         "tpuv3_core_days": ("The same in the ViT paper's TPUv3-core-days", lambda n: f"{n:.3g}"),
         "passes": ("A training step, in forward passes", lambda passes: f"{passes:.3g}"),
@@ -352,7 +358,7 @@ def _compute(
     facts = {
         title: words(ledger[name])
         for name, (title, words) in known.items()
-        if ledger.get(name) is not None
+        if ledger.get(name) is not None and (ledger[name] or name != "teacher_macs")
     }
     starts = sum(record.get("kind") == "start" for record in records)
     if starts > 1:
@@ -378,50 +384,6 @@ def _going_on(section: Section, command: str, folder: Path) -> None:
 
 
 # -- numbers and words ---------------------------------------------------------------------------
-
-
-def curve(
-    name: str, records: Sequence[Mapping[str, Any]], field: str, best: str = ""
-) -> Line | None:
-    """A field of records over their steps, thinned to what can be seen; None if there is none."""
-    points = [(float(r["step"]), float(r[field])) for r in records if r.get(field) is not None]
-    if not points:
-        return None
-    steps, values = np.array(points).T
-    if len(points) > POINTS:  # the mean of each stretch: a curve of averages hides no trend
-        stretches = np.array_split(np.arange(len(points)), POINTS)
-        steps = np.array([steps[s].mean() for s in stretches])
-        values = np.array([values[s].mean() for s in stretches])
-    return Line(name, steps.tolist(), values.tolist(), dots=len(points) <= 40, best=best)
-
-
-def _is_group(value: Any) -> bool:
-    """Whether a setting has parts; a duration, {"value": 5, "unit": "epochs"}, is one thing."""
-    return isinstance(value, Mapping) and set(value) != {"value", "unit"}
-
-
-def flat(group: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested settings under dotted names."""
-    found: dict[str, Any] = {}
-    for name, value in group.items():
-        if _is_group(value):
-            found |= flat(value, f"{prefix}{name}.")
-        else:
-            found[prefix + name] = value
-    return found
-
-
-def setting(value: Any) -> str:
-    """As it would be typed: no commas in numbers, unlike in prose."""
-    if value is None:
-        return "none"
-    if isinstance(value, Mapping):
-        return f"{value['value']:g} {value['unit']}"
-    if isinstance(value, float):
-        return f"{value:g}"
-    if isinstance(value, Sequence) and not isinstance(value, str):
-        return ", ".join(setting(item) for item in value) or "none"
-    return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def _listed(value: Any) -> Any:

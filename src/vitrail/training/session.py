@@ -4,6 +4,7 @@ import time
 from dataclasses import dataclass, field
 
 from vitrail.data.sources import Source
+from vitrail.data.stream import Stream
 from vitrail.kit.errors import Error
 from vitrail.training.checkpoint import Checkpoints
 from vitrail.training.display import Display
@@ -22,7 +23,7 @@ class Data:
     `unreadable` are (key, reason) of the training pictures that were left out from the start.
     """
 
-    train: Source
+    train: Source | Stream
     val: Source | None = None
     test: Source | None = None
     unreadable: tuple[tuple[str, str], ...] = ()

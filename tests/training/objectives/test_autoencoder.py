@@ -84,10 +84,12 @@ def test_relative_positions_are_refused():
         MaskedAutoencoder(model)
 
 
-def test_macs_are_those_of_what_is_computed():
-    model = create_model("vit_nano_patch7_28", num_classes=0)
+@pytest.mark.parametrize("name", ["vit_nano_patch7_28", "vit_tiny_r_s16_p8_224"])
+def test_macs_are_those_of_what_is_computed(name):
+    size = 28 if "28" in name else 256
+    model = create_model(name, num_classes=0, image_size=size)
     objective = MaskedAutoencoder(model, share=0.75, decoder=(24, 2, 2))
-    images = torch.randn(1, 3, 28, 28)
+    images = torch.randn(1, 3, size, size)
     batch = Example(images, torch.zeros(1, dtype=torch.int64), epochs=[0], indices=[0])
     counter = FlopCounterMode(display=False)
     # Fused attention on the CPU is not counted.

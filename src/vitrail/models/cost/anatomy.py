@@ -1,6 +1,7 @@
 """Writing down a model: one line a layer, and a method for each kind that families share."""
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from math import prod
 from typing import Any
 
@@ -31,6 +32,18 @@ class Layer:
     activations: int = 0
     full: int = 0
     copied: bool = False
+
+
+def keeping(layers: Sequence[Layer], lean: Sequence[Layer]) -> list[Layer]:
+    """The layers with what the ``lean`` ones, of fewer tokens, keep for the backward pass.
+
+    A last block of which one token is read computes no more than that; its line, like the papers',
+    counts all.
+    """
+    return [
+        replace(one, activations=less.activations, full=less.full)
+        for one, less in zip(layers, lean, strict=True)
+    ]
 
 
 class Anatomy(list[Layer]):

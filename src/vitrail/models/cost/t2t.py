@@ -6,7 +6,7 @@ are not trained. Unfolding keeps nothing.
 
 from math import prod
 
-from vitrail.models.cost.anatomy import Anatomy, Layer
+from vitrail.models.cost.anatomy import Anatomy, Layer, keeping
 from vitrail.models.t2t import T2TConfig
 
 
@@ -27,14 +27,25 @@ def t2t_layers(config: T2TConfig, size: tuple[int, int]) -> list[Layer]:
     anatomy.add("cls_token", (n, c.width), parameters=c.width)
     anatomy.add("pos_embed", (n, c.width))
     anatomy.add("embedded", (n, c.width), activations=n * c.width if c.dropout else 0)
-    for i in range(c.depth):
+    for i in range(c.depth - 1):
         _block(anatomy, c, f"blocks.{i}", n)
-    anatomy.norm("norm", (n,), c.width)
+    _last(anatomy, c, f"blocks.{c.depth - 1}", n)
     anatomy.add("pooled", (c.width,))
     if c.num_classes:
-        # The class token is a view of all tokens, which therefore are kept.
-        anatomy.linear("head", (), c.width, c.num_classes, kept=n * c.width)
+        anatomy.linear("head", (), c.width, c.num_classes, kept=c.width)
     return list(anatomy)
+
+
+def _last(anatomy: Anatomy, c: T2TConfig, name: str, n: int) -> None:
+    """The last block and the norm after it: of the class token, with keys and values of all."""
+    whole, lean = Anatomy(), Anatomy()
+    for one, tokens in ((whole, n), (lean, 1)):
+        _block(one, c, name, tokens)
+        one.norm("norm", (tokens,), c.width)
+    one = Anatomy()
+    one.attention("", c.heads, 1, n, c.width)
+    lean[:3] = [*whole[:2], one[0]]
+    anatomy.extend(keeping(whole, lean))
 
 
 def _performer(anatomy: Anatomy, c: T2TConfig, i: int, n: int, width: int) -> None:

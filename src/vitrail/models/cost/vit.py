@@ -2,7 +2,7 @@
 
 from math import prod
 
-from vitrail.models.cost.anatomy import Anatomy, Layer
+from vitrail.models.cost.anatomy import Anatomy, Layer, keeping
 from vitrail.models.positions import FIXED_TABLES, table_shapes
 from vitrail.models.vit import ViTConfig
 
@@ -25,9 +25,36 @@ def sequence_layers(anatomy: Anatomy, c: ViTConfig, grid: tuple[int, int]) -> No
     anatomy.add("patches", (prod(grid), c.width))
     _vit_tokens(anatomy, c, prod(grid))
     tokens = (prod(grid) + c.prefix,)
-    for i in range(c.depth):
+    for i in range(c.depth - 1):
         _vit_block(anatomy, c, f"blocks.{i}", tokens)
+    _vit_last(anatomy, c, f"blocks.{c.depth - 1}", tokens)
     _vit_head(anatomy, c, tokens)
+
+
+def _vit_last(anatomy: Anatomy, c: ViTConfig, name: str, tokens: tuple[int]) -> None:
+    """The last block, and the norm after it; where one token is read, the others keep nothing."""
+    whole, lean = Anatomy(), Anatomy()
+    read = (c.read_rows or tokens[0],)
+    for one, n in ((whole, tokens), (lean, read)):
+        _vit_block(one, c, name, n)
+        if not c.norm_after_pool:
+            one.norm("norm", n, c.width)
+    for i, layer in enumerate(whole):
+        if layer.name == f"{name}.attn.proj":
+            break
+        # Keys and values are of all tokens, queries of those that are read: not so the relative.
+        relative = c.position == "relative"
+        if layer.name == f"{name}.attention" and not relative:
+            lean[i] = Layer("", (), activations=_attended(c, read[0], tokens[0]))
+        else:
+            lean[i] = layer
+    anatomy.extend(keeping(whole, lean))
+
+
+def _attended(c: ViTConfig, queries: int, keys: int) -> int:
+    one = Anatomy()
+    one.attention("", c.heads, queries, keys, c.width)
+    return one[0].activations
 
 
 def _vit_tokens(anatomy: Anatomy, c: ViTConfig, patches: int) -> None:
@@ -89,8 +116,6 @@ def _vit_block(anatomy: Anatomy, c: ViTConfig, name: str, tokens: tuple[int]) ->
 def _vit_head(anatomy: Anatomy, c: ViTConfig, tokens: tuple[int]) -> None:
     """From the last block's tokens to the logits."""
     (n,) = tokens
-    if not c.norm_after_pool:
-        anatomy.norm("norm", tokens, c.width)
     if c.pool == "map":
         _attention_pool(anatomy, c, n - c.prefix)
     left = tokens if c.pool == "none" else ()
@@ -98,10 +123,10 @@ def _vit_head(anatomy: Anatomy, c: ViTConfig, tokens: tuple[int]) -> None:
         anatomy.add("pooled", (c.features_width,))
     if c.norm_after_pool:
         anatomy.norm("fc_norm", left, c.features_width)
-    # The class token is a view of all tokens, which therefore are kept until it is used.
+    # The class token is a view of the tokens that are computed, kept until it is used.
     width = c.features_width
     viewed = c.pool == "token" and not c.norm_after_pool
-    kept = n * width if viewed else prod(left) * width
+    kept = (c.read_rows or n) * width if viewed else prod(left) * width
     if c.pre_logits:
         anatomy.linear("pre_logits.fc", left, width, width, kept=kept)
         kept = prod(left) * width

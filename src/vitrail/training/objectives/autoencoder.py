@@ -8,6 +8,7 @@ class token with a deviation of 0.02.
 """
 
 from collections.abc import Callable
+from math import prod
 from typing import cast
 
 import torch
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 from vitrail.kit.errors import Error
 from vitrail.kit.grid import patchify, sincos2d_mae
 from vitrail.models.base import ImageClassifier, height_width
+from vitrail.models.cost import cost
 from vitrail.models.parts import Block
 from vitrail.models.vit import VisionTransformer
 from vitrail.training.objectives.base import Example, Loss, Objective, full_precision
@@ -87,16 +89,16 @@ class MaskedAutoencoder(Objective):
     def macs(self, model: ImageClassifier) -> int:
         """Multiply-adds of one picture, forward: the encoder on what it sees, and the decoder."""
         c = as_transformer(model, "a masked autoencoder").config
-        height, width = height_width(model.image_size)
-        patches = (height // c.patch_size) * (width // c.patch_size)
-        pixels = c.patch_size**2 * c.in_channels
+        patches = prod(c.grid_of(height_width(model.image_size)))
+        pixels = self.patch_size**2 * c.in_channels
+        stem = sum(one.macs for one in cost(model).layers if one.name.startswith("patch_embed."))
         seen = int(patches * (1 - self.share)) + self.prefix
         drawn, narrow = patches + self.prefix, self.decoder_norm.normalized_shape[0]
         inner = (3 if c.gated_mlp else 2) * c.width * c.mlp_width
         encoder = c.depth * (seen * (4 * c.width**2 + inner) + 2 * seen**2 * c.width)
         decoder = len(self.decoder_blocks) * (drawn * 12 * narrow**2 + 2 * drawn**2 * narrow)
-        ends = patches * pixels * c.width + seen * c.width * narrow + drawn * narrow * pixels
-        return encoder + decoder + ends
+        between = seen * c.width * narrow + drawn * narrow * pixels
+        return stem + encoder + decoder + between
 
     def draw(
         self, model: VisionTransformer, picture: Tensor, noise: Tensor

@@ -16,6 +16,7 @@ from vitrail.evaluation.accuracy import align
 from vitrail.kit.errors import Error
 from vitrail.kit.preprocess import Preprocessing
 from vitrail.models.base import ImageClassifier, height_width
+from vitrail.models.cost import cost
 from vitrail.models.tape import Tape
 from vitrail.training.objectives.base import Example, Loss, Objective, full_precision
 from vitrail.training.objectives.supervised import Supervised
@@ -84,6 +85,11 @@ class Distillation(Objective):
         value = (1 - self.share) * loss.value + self.share * taught
         return Loss(value, {**loss.parts, "agreement": agreement})
 
+    @property
+    def teacher_macs(self) -> int:
+        """Multiply-adds of the teacher's look at one picture."""
+        return cost(self._teacher[0]).macs
+
     @torch.no_grad()
     def ask(self, images: Tensor) -> Tensor:
         """The teacher's logits [b k], in the student's classes, for the student's pictures."""
@@ -107,7 +113,10 @@ class Distillation(Objective):
         normalized = "its own mean and deviation"
         if (ours.mean, ours.std) == (theirs.mean, theirs.std):
             normalized = "the same mean and deviation"
-        return f"the teacher sees the student's pictures {resized}, with {normalized}"
+        said = f"the teacher sees the student's pictures {resized}, with {normalized}"
+        if not self.two_heads:
+            said += "; the student has no distillation token, so its one head learns from both"
+        return said
 
 
 def renormalized(images: Tensor, before: Preprocessing, after: Preprocessing) -> Tensor:

@@ -1,0 +1,117 @@
+"""Connections: uvicorn's HTTP/1.1 with the bounds that it does not have.
+
+A request's head must come in so many seconds, however slowly it drips; the number of connections
+is bounded; and a body cut into crumbs is refused, because each crumb costs far more to take apart
+than it costs to send.
+"""
+
+import asyncio
+import json
+from typing import Any
+
+import h11
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+HEAD_SECONDS, HEAD_BYTES = 10.0, 16 * 1024
+CRUMBS, CRUMB = 2000, 64  # after so many pieces of a body, their mean size in bytes is at least
+BUSY = b'{"error":"too many connections"}'
+
+
+class _Connection(h11.Connection):
+    """Counts the pieces of a body."""
+
+    pieces = size = 0
+
+    def next_event(self) -> Any:
+        event = super().next_event()
+        if isinstance(event, h11.Request):
+            self.pieces = self.size = 0
+        elif isinstance(event, h11.Data):
+            self.pieces += 1
+            self.size += len(event.data)
+            if self.pieces > CRUMBS and self.size < CRUMB * self.pieces:
+                raise h11.RemoteProtocolError("a body in crumbs")
+        return event
+
+
+class Protocol(H11Protocol):
+    """See the module's head. Made by `protocol`, which sets the two fields."""
+
+    most: int = 1000
+    counted: Any = staticmethod(lambda status: None)  # told of answers that no route gave
+
+    def __init__(self, *args: Any, **named: Any):
+        super().__init__(*args, **named)
+        self.conn = _Connection(h11.SERVER, HEAD_BYTES)
+        self._head_timer: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: Any) -> None:
+        """As asyncio has it."""
+        super().connection_made(transport)
+        if len(self.connections) > self.most:
+            self.counted(503)
+            transport.write(
+                b"HTTP/1.1 503 Service Unavailable\r\nConnection: close\r\nRetry-After: 1\r\n"
+                b"Content-Type: application/json\r\nContent-Length: %d\r\n\r\n%b"
+                % (len(BUSY), BUSY)
+            )
+            transport.close()
+            return
+        self._await_head()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """As asyncio has it."""
+        self._head_came()
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        """As asyncio has it."""
+        if self.transport.is_closing():
+            return
+        super().data_received(data)
+        if self.cycle is not None and not self.cycle.response_complete:
+            self._head_came()
+        elif self._head_timer is None:
+            self._await_head()
+
+    def on_response_complete(self) -> None:
+        """As uvicorn has it."""
+        super().on_response_complete()
+        if self.cycle is not None and not self.cycle.response_complete:  # one that was pipelined
+            self._head_came()
+
+    def send_400_response(self, msg: str) -> None:
+        """As uvicorn has it, in JSON and counted."""
+        self.counted(400)
+        if self.cycle is not None and not self.cycle.response_complete:  # the body went wrong
+            self.cycle.disconnected = True
+            self.cycle.message_event.set()
+        try:
+            body = json.dumps({"error": "this is no HTTP request that is understood"}).encode()
+            headers = [
+                (b"content-type", b"application/json"),
+                (b"content-length", str(len(body)).encode()),
+                (b"connection", b"close"),
+            ]
+            for event in (
+                h11.Response(status_code=400, headers=headers, reason=b"Bad Request"),
+                h11.Data(data=body),
+                h11.EndOfMessage(),
+            ):
+                self.transport.write(self.conn.send(event) or b"")
+        except h11.LocalProtocolError:  # in the middle of an answer
+            pass
+        self.transport.close()
+
+    def _await_head(self) -> None:
+        self._head_timer = self.loop.call_later(HEAD_SECONDS, self.transport.close)
+
+    def _head_came(self) -> None:
+        if self._head_timer is not None:
+            self._head_timer.cancel()
+            self._head_timer = None
+
+
+def protocol(connections: int, counted: Any) -> type[Protocol]:
+    """The class of a server's connections."""
+    return type("Protocol", (Protocol,), {"most": connections, "counted": staticmethod(counted)})

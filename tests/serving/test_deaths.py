@@ -1,0 +1,98 @@
+"""Processes that die: a worker is started again, and none outlives its server."""
+
+import os
+import signal
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from tests.data.pictures import encoded, smooth
+from tests.serving.running import Running, alive, command, seconds_until
+
+PICTURE = encoded(smooth(40, 40))
+
+
+def killed(server: Running, picture: bytes) -> tuple[float, float]:
+    """Kill the worker; seconds until the server says that it is not ready, and until it serves."""
+    (worker,) = server.workers()
+    os.kill(worker, signal.SIGKILL)
+    noticed = seconds_until(lambda: not server.ready(), 1, every=0.005)
+    served = seconds_until(lambda: server.classify(picture).status_code == 200, 15)
+    assert server.workers() != [worker]
+    assert server.ready()
+    return noticed, served
+
+
+def test_a_killed_worker_is_started_again(serving):
+    server = serving(start=0.3)
+    assert server.ready()
+    for deaths in (1, 2):
+        killed(server, b"picture")
+        assert server.metric("vitrail_worker_restarts") == deaths
+    events = [entry["event"] for entry in server.log() if entry["event"].startswith("worker")]
+    assert events == ["worker_ready", "worker_died"] * 2 + ["worker_ready"]
+
+
+@pytest.mark.slow
+def test_a_real_worker_is_started_again_five_times(model_folder, tmp_path, capsys):
+    with command(tmp_path, model_folder, "--threads", 1) as server:
+        figures = [killed(server, PICTURE) for _ in range(5)]
+    with capsys.disabled():
+        print(
+            f"not ready after {max(noticed for noticed, _ in figures):.3f} s, "
+            f"serving after {[round(served, 1) for _, served in figures]} s"
+        )
+
+
+def test_a_picture_that_kills_its_worker_kills_nobody_elses_request(serving):
+    """What waits in the line is answered by the next worker; only what was in hand is lost."""
+    server = serving(seconds=0.2, batch_size=1, workers=2)
+    seconds_until(lambda: len(server.workers()) == 2, 10)
+    assert server.classify(b"crash").status_code == 503
+    assert server.ready()  # the other one
+    with ThreadPoolExecutor(4) as pool:
+        answers = list(pool.map(server.classify, [b"fine"] * 8))
+    assert [answer.status_code for answer in answers] == [200] * 8
+    seconds_until(lambda: server.metric("vitrail_workers_ready") == 2, 10)
+
+
+def test_a_worker_that_comes_back_as_another_model_is_refused(serving):
+    """Somebody put another model at the same place: its labels would be given to the old ones."""
+    server = serving()
+    (worker,) = server.workers()
+    (server.folder / "name").write_text("another")
+    os.kill(worker, signal.SIGKILL)
+    seconds_until(lambda: any(e["event"] == "worker_refused" for e in server.log()), 20)
+    assert not server.ready()
+    answer = server.classify()
+    assert answer.status_code == 503
+    (server.folder / "name").unlink()
+    seconds_until(server.ready, 20)
+
+
+@pytest.mark.parametrize("busy", [False, True], ids=["idle", "in the middle of a batch"])
+def test_no_worker_outlives_a_killed_server(serving, busy):
+    server = serving(workers=2, seconds=30 if busy else 0)
+    seconds_until(lambda: server.metric("vitrail_workers_ready") == 2, 10)
+    workers = server.workers()
+    if busy:
+        connection = server.open()
+        head = b"POST /v1/classify HTTP/1.1\r\nHost: x\r\nContent-Type: image/png\r\n"
+        connection.sendall(head + b"Content-Length: 4\r\n\r\nbusy")
+        seconds_until(lambda: (server.folder / "trace").exists(), 5)
+        connection.close()
+    server.process.kill()
+    server.process.wait()
+    seconds_until(lambda: not any(alive(pid) for pid in workers), 5)
+
+
+def test_a_worker_that_hangs_is_killed(serving):
+    """Not at the deadline, which is its pictures' own, but when that is long past."""
+    server = serving(deadline=0.3, stall_seconds=0.5)
+    (worker,) = server.workers()
+    os.kill(worker, signal.SIGSTOP)
+    assert server.classify().status_code == 504
+    assert alive(worker)
+    seconds_until(lambda: not alive(worker), 5)
+    seconds_until(lambda: server.classify().status_code == 200, 10)
+    assert "worker_stalled" in {entry["event"] for entry in server.log()}

@@ -68,6 +68,20 @@ def test_records_without_accuracy_are_told_not_drawn():
     assert shown.answer == ["No run has been measured on test pictures yet."]
 
 
+def test_a_seed_that_failed_is_left_out_and_the_others_count():
+    definition, records = scaling(0.08, 0.02, 0.01)
+    lost = {"large-1-1", "small-0-0", "large-1-2-half"}
+    failed = {"failed": "its numbers were no longer finite", "top1": None}
+    broken = [{**r, "metrics": failed} if r["id"] in lost else r for r in records]
+    shown = show_scaling(definition, broken, True)
+    assert shown.facts["advice"] == "more data"
+    seeds = {(row[0], row[1]): row[-2] for row in shown.tables[0].rows}
+    assert seeds == {
+        **{("small", "100 examples"): 2, ("small", "200 examples"): 3},
+        **{("large", "100 examples"): 3, ("large", "200 examples"): 2},
+    }
+
+
 def sizes(small: float, large: float):
     """A CNN and a ViT at two sizes; the CNN is this much better at each."""
     rows, accuracies = [], []

@@ -136,11 +136,9 @@ def _largest(models: Sequence[Candidate], ask: Ask) -> set[str]:
 
 def show(definition: Definition, records: Sequence[Record], intervals: bool) -> Shown:
     """Accuracy against compute, laws, ratios, and the answer in words."""
-    groups = {
-        key: runs
-        for key, runs in grouped(records, "family", "duration", "data").items()
-        if mean_of(runs, "top1") is not None
-    }
+    # A run that failed has neither an accuracy nor a compute.
+    known = [record for record in records if record["metrics"].get("top1") is not None]
+    groups = grouped(known, "family", "duration", "data")
     whole = {key: runs for key, runs in groups.items() if key[3] == "all"}
     if not whole:
         return Shown(["No run has been measured on test pictures yet."])

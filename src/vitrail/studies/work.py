@@ -75,11 +75,17 @@ def perform(
 ) -> Record:
     """Do a run, or go on with it, and return its record.
 
+    Where the run whose weights it starts from failed, or all of those that it chooses from, it has
+    failed with them: the study goes on.
+
     Raises:
         Error: the run cannot be done.
         Interrupted: asked to stop, with everything saved.
     """
     trials = [folder.record(id) for id in point.choose]
+    before = [] if point.start is None else [folder.record(point.start)]
+    if _all_failed(before) or _all_failed(trials):
+        return _failed(point, "what it starts from failed")
     words = words_of(point, trials)
     out = folder.runs / point.id
     splits = {"train": data.subset(point.images, point.seed, point.rest)}
@@ -88,7 +94,6 @@ def perform(
     start = None if point.start is None else folder.runs / point.start
     if start is not None:
         words["set"] = {k: v for k, v in words["set"].items() if not k.startswith("model.")}
-    config = point.to_json()
     try:
         train(
             splits,
@@ -102,8 +107,7 @@ def perform(
     except Error:
         if not diverged(out):
             raise
-        metrics: dict[str, Any] = {"failed": "its numbers were no longer finite", "top1": None}
-        return {"id": point.id, "config": config, "seed": point.seed, "metrics": metrics}
+        return _failed(point, "its numbers were no longer finite")
     about = json.loads((out / "config.json").read_text())["vitrail"]
     metrics = {
         **_told(out, about),
@@ -111,7 +115,16 @@ def perform(
     }
     if point.choose:
         metrics["chosen"] = chosen_settings(point, trials)
-    return {"id": point.id, "config": config, "seed": point.seed, "metrics": metrics}
+    return {"id": point.id, "config": point.to_json(), "seed": point.seed, "metrics": metrics}
+
+
+def _all_failed(records: Sequence[Record]) -> bool:
+    return bool(records) and all(record["metrics"].get("failed") for record in records)
+
+
+def _failed(point: Point, why: str) -> Record:
+    metrics = {"failed": why, "top1": None}
+    return {"id": point.id, "config": point.to_json(), "seed": point.seed, "metrics": metrics}
 
 
 def tidy(folder: StudyFolder, id: str, keep: str) -> None:

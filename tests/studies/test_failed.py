@@ -44,6 +44,14 @@ def test_a_trial_that_failed_is_not_chosen():
     assert chosen_settings(point("a"), trials) == {"x": 2}
 
 
+def test_trials_are_chosen_by_their_last_weights():
+    trials = [
+        {"config": {"settings": {"x": 1}}, "metrics": {"val_top1": 0.9, "final_val_top1": 0.2}},
+        {"config": {"settings": {"x": 2}}, "metrics": {"val_top1": 0.5, "final_val_top1": 0.5}},
+    ]
+    assert chosen_settings(point("a"), trials) == {"x": 2}
+
+
 def test_a_pretraining_that_diverges_ends_its_line_alone(tmp_path):
     wild = {"optim.lr": 1e30, "optim.clip_norm": None, "most_bad_steps": 1}
     ask = Ask(

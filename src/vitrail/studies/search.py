@@ -38,7 +38,7 @@ from vitrail.studies.definition import (
 )
 from vitrail.studies.effects import plain
 from vitrail.studies.folder import safe_id
-from vitrail.studies.grid import candidates, check_words, fixed_settings, mean_of
+from vitrail.studies.grid import candidates, check_words, fixed_settings, mean_of, validated
 from vitrail.studies.statistics import Mean, pareto
 
 STRIDES, RATIOS = (1, 2), (2.0, 4.0)
@@ -253,18 +253,22 @@ def show(definition: Definition, records: Sequence[Record], intervals: bool) -> 
     runs: dict[str, list[Record]] = {}
     for record in records:
         runs.setdefault(record["config"]["line"], []).append(record)
-    names = [name for name, found in runs.items() if mean_of(found, "val_top1") is not None]
+    measure = validated(records)
+    names = [name for name, found in runs.items() if mean_of(found, measure) is not None]
     if not names:
         return Shown(["No candidate has been trained yet."])
     macs = [runs[name][0]["config"]["axes"]["macs"] / 1e6 for name in names]
-    on_val = [_known(runs[name], "val_top1", intervals) for name in names]
+    on_val = [_known(runs[name], measure, intervals) for name in names]
     front = pareto(macs, [mean.mean for mean in on_val])
     on_test = {name: mean_of(runs[name], "top1", intervals) for name in names}
     rows = [
         [
             names[i],
             round(macs[i], 2),
-            runs[names[i]][0]["metrics"].get("parameters"),
+            next(
+                (r["metrics"]["parameters"] for r in runs[names[i]] if "parameters" in r["metrics"]),
+                None,
+            ),
             on_val[i].words(),
             None if (test := on_test[names[i]]) is None else test.words(),
             "yes" if i in front else "",

@@ -25,6 +25,7 @@ from vitrail.recipes.several import diverged
 from vitrail.studies.data import StudyData
 from vitrail.studies.definition import Definition, Point, Record
 from vitrail.studies.folder import StudyFolder
+from vitrail.studies.grid import FINAL, validated
 from vitrail.studies.subsets import subset_rows
 from vitrail.training.checkpoint import FOLDER
 from vitrail.weights.folder import load_model
@@ -35,15 +36,16 @@ DRAWS = 3  # of the few shots, for each of which a run's accuracy is the mean
 
 
 def chosen_settings(point: Point, trials: Sequence[Record]) -> dict[str, Any]:
-    """The settings of the trial that is best on validation; of equals the first.
+    """The settings of the trial whose last weights are best on validation; of equals the first.
 
     Raises:
         Error: there is no trial that came to a figure.
     """
-    known = [t for t in trials if t["metrics"].get("val_top1") is not None]
+    name = validated(trials)
+    known = [trial for trial in trials if trial["metrics"].get(name) is not None]
     if not known:
         raise Error(f"{point.id} chooses among runs none of which has an accuracy on validation")
-    best = max(known, key=lambda trial: trial["metrics"]["val_top1"])
+    best = max(known, key=lambda trial: trial["metrics"][name])
     return dict(best["config"]["settings"])
 
 
@@ -148,6 +150,7 @@ def _told(out: Path, about: Mapping[str, Any]) -> dict[str, Any]:
     val = about["metrics"].get("val", {})
     return {
         "val_top1": (best.get("val") or {}).get("top1"),
+        FINAL: val.get("top1"),
         "val_loss": val.get("loss"),
         "best_step": best.get("step"),
         "train_loss": float(np.mean(last)) if last else None,

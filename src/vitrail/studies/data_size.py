@@ -14,7 +14,7 @@ Subsets are nested and hold as many pictures of every class; every model sees th
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -38,14 +38,15 @@ from vitrail.studies.folder import safe_id
 from vitrail.studies.grid import (
     candidates,
     curve,
+    differences,
     fixed_settings,
     grouped,
     lines_of,
     mean_of,
-    paired,
     verdict,
 )
 from vitrail.studies.presets import DATA_SIZE
+from vitrail.studies.statistics import t_mean
 
 SHOTS = (5, 10)
 LOOKS = 10  # at validation, in a run of the fixed mode
@@ -237,7 +238,9 @@ def show(definition: Definition, records: Sequence[Record], intervals: bool) -> 
         if not cells:
             continue
         facts[name] = {
-            line: {str(size): _plain(cells[line, size]) for size in sizes if (line, size) in cells}
+            line: {
+                str(size): cells[line, size].to_json() for size in sizes if (line, size) in cells
+            }
             for line in lines
         }
         rows = [
@@ -256,10 +259,6 @@ def show(definition: Definition, records: Sequence[Record], intervals: bool) -> 
         tables.append(_stops(definition, groups))
     answer, compared = _answer(lines, sizes, groups, stage)
     return Shown(answer, tables, figures, {**facts, "differences": compared})
-
-
-def _plain(mean: Any) -> dict[str, Any]:
-    return {"mean": mean.mean, "low": mean.low, "high": mean.high, "n": mean.n}
 
 
 def _caption(title: str, definition: Definition, intervals: bool) -> str:
@@ -346,33 +345,47 @@ def _answer(
             best = max(means, key=means.__getitem__)
             said.append(f"With {size:,} pictures {best} leads, with {100 * means[best]:.2f} %.")
     for one, other in itertools.combinations(lines, 2):
-        gaps = []
+        gaps: list[tuple[int, dict[int, float]]] = []
         for size in sizes:
             runs = groups.get((one, size, stage), ()), groups.get((other, size, stage), ())
-            gap = paired(*runs, "top1")
-            if gap is not None:
-                gaps.append((size, gap))
-                compared.append({"one": one, "other": other, "images": size, **_plain(gap)})
+            by_seed = differences(*runs, "top1")
+            if by_seed:
+                gaps.append((size, by_seed))
+                gap = t_mean(list(by_seed.values())).to_json()
+                compared.append({"one": one, "other": other, "images": size, **gap})
         if len(gaps) > 1:
             said.append(_gap_words(one, other, gaps))
     return said or ["No run has been measured on test pictures yet."], compared
 
 
-def _gap_words(one: str, other: str, gaps: Sequence[tuple[int, Any]]) -> str:
-    (small, first), (large, last) = gaps[0], gaps[-1]
-    leader, behind, sign = (one, other, 1) if first.mean >= 0 else (other, one, -1)
-    begin, end = 100 * sign * first.mean, 100 * sign * last.mean
-    if end < 0:
-        how = "turns"
-    elif end < begin:
-        how = "closes"
-    else:
-        how = "does not close"
+def _gap_words(one: str, other: str, gaps: Sequence[tuple[int, Mapping[int, float]]]) -> str:
+    """The gap at the smallest and at the largest size, and what is sure of its change."""
+    (small, early), (large, late) = gaps[0], gaps[-1]
+    leader, behind = one, other
+    if sum(early.values()) < 0:
+        leader, behind = other, one
+        early, late = ({seed: -gap for seed, gap in each.items()} for each in (early, late))
+    first, last = (t_mean(list(each.values())) for each in (early, late))
     sure = {"better": "", "worse": "", "not told apart": ", within what seeds make of it"}
     return (
-        f"{leader} against {behind}: {begin:+.2f} points with {small:,} pictures"
-        f"{sure[verdict(first)]}, {end:+.2f} with {large:,}{sure[verdict(last)]}; the gap {how}."
+        f"{leader} against {behind}: {100 * first.mean:+.2f} points with {small:,} pictures"
+        f"{sure[verdict(first)]}, {100 * last.mean:+.2f} with {large:,}{sure[verdict(last)]}; "
+        f"{_change(early, late, behind)}."
     )
+
+
+def _change(early: Mapping[int, float], late: Mapping[int, float], behind: str) -> str:
+    """How the leader's gap changes, by seed: only what the interval of the change is sure of."""
+    falls = [gap - late[seed] for seed, gap in early.items() if seed in late]
+    fall = verdict(t_mean(falls) if falls else None)  # "better": the gap falls for certain
+    first, last = (verdict(t_mean(list(each.values()))) for each in (early, late))
+    if (first, last) == ("better", "worse"):
+        return "the gap turns"
+    if fall == "not told apart":
+        return "no change of the gap is told apart"
+    if fall == "worse":
+        return "the gap widens"
+    return f"the gap widens, in favour of {behind}" if last == "worse" else "the gap closes"
 
 
 KIND = Kind("data-size", "Accuracy and the number of training pictures", define, show)

@@ -77,9 +77,7 @@ def _row(variant: Mapping[str, Any], by_id: Mapping[str, Record]) -> Row:
     # A rate is not chosen for the seeds that happened to come through.
     fullest = max((mean.n for mean in on_val.values() if mean is not None), default=0)
     known = {
-        rate: mean.mean
-        for rate, mean in on_val.items()
-        if mean is not None and mean.n == fullest
+        rate: mean.mean for rate, mean in on_val.items() if mean is not None and mean.n == fullest
     }
     rate = max(known, key=known.__getitem__) if known else next(iter(runs))
     cell = variant["cell"]
@@ -270,18 +268,15 @@ def _facts(rows: Sequence[Row], name: str) -> list[dict[str, Any]]:
                 "variant": row.label,
                 "rate": float(row.rate),
                 "measure": name,
-                "accuracy": plain(mean),
-                "difference": plain(gap),
+                "accuracy": mean and mean.to_json(),
+                "difference": gap and gap.to_json(),
                 "verdict": None if gap is None else verdict(gap),
                 "published": row.published,
-                "rates": {rate: plain(mean_of(runs, name)) for rate, runs in row.by_rate.items()},
+                "rates": {
+                    rate: each and each.to_json()
+                    for rate, runs in row.by_rate.items()
+                    for each in [mean_of(runs, name)]
+                },
             }
         )
     return found
-
-
-def plain(mean: Mean | None) -> dict[str, Any] | None:
-    """A mean as plain JSON values."""
-    if mean is None:
-        return None
-    return {"mean": mean.mean, "low": mean.low, "high": mean.high, "n": mean.n}

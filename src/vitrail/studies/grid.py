@@ -134,17 +134,22 @@ def lines_of(definition: Definition) -> list[str]:
     return list(dict.fromkeys(point.line for point in definition.points))
 
 
-def paired(one: Sequence[Record], other: Sequence[Record], name: str) -> Mean | None:
-    """The mean difference of a metric, one minus other, over the seeds that both have."""
+def differences(one: Sequence[Record], other: Sequence[Record], name: str) -> dict[int, float]:
+    """By seed, a metric of one minus that of the other, for the seeds that both have."""
     read = metric(name)
     others = {record["seed"]: read(record) for record in other}
-    differences = [
-        value - against
+    return {
+        record["seed"]: value - against
         for record in one
         if (value := read(record)) is not None
         and (against := others.get(record["seed"])) is not None
-    ]
-    return t_mean(differences) if differences else None
+    }
+
+
+def paired(one: Sequence[Record], other: Sequence[Record], name: str) -> Mean | None:
+    """The mean difference of a metric, one minus other, over the seeds that both have."""
+    found = differences(one, other, name)
+    return t_mean(list(found.values())) if found else None
 
 
 def verdict(difference: Mean | None) -> str:

@@ -36,7 +36,6 @@ from vitrail.studies.definition import (
     Shown,
     Table,
 )
-from vitrail.studies.effects import plain
 from vitrail.studies.folder import safe_id
 from vitrail.studies.grid import candidates, check_words, fixed_settings, mean_of, validated
 from vitrail.studies.statistics import Mean, pareto
@@ -266,7 +265,11 @@ def show(definition: Definition, records: Sequence[Record], intervals: bool) -> 
             names[i],
             round(macs[i], 2),
             next(
-                (r["metrics"]["parameters"] for r in runs[names[i]] if "parameters" in r["metrics"]),
+                (
+                    r["metrics"]["parameters"]
+                    for r in runs[names[i]]
+                    if "parameters" in r["metrics"]
+                ),
                 None,
             ),
             on_val[i].words(),
@@ -302,8 +305,8 @@ def show(definition: Definition, records: Sequence[Record], intervals: bool) -> 
             "candidates": {
                 names[i]: {
                     "macs": 1e6 * macs[i],
-                    "val_top1": plain(on_val[i]),
-                    "top1": plain(on_test[names[i]]),
+                    "val_top1": on_val[i].to_json(),
+                    "top1": (test := on_test[names[i]]) and test.to_json(),
                 }
                 for i in range(len(names))
             },

@@ -38,6 +38,10 @@ class Mean:
         """Half of the interval."""
         return None if self.high is None else self.high - self.mean
 
+    def to_json(self) -> dict[str, float | int | None]:
+        """Plain JSON values."""
+        return {"mean": self.mean, "low": self.low, "high": self.high, "n": self.n}
+
     def words(self, factor: float = 100.0, digits: int = 2) -> str:
         """``86.05 ± 0.41``, or the mean alone."""
         text = f"{factor * self.mean:.{digits}f}"

@@ -58,9 +58,9 @@ def test_no_advice_where_nothing_helps():
 
 def test_what_is_sure_is_advised_before_what_chance_may_have_brought():
     definition, records = scaling(data=0.08, time=0.03, size=0.01)
-    for record in records:  # the gain of more data hangs on the seed
-        if "half" in record["id"]:
-            record["metrics"]["top1"] += {0: -0.2, 1: 0.0, 2: 0.2}[record["seed"]]
+    for one in records:  # the gain of more data hangs on the seed
+        if "half" in one["id"]:
+            one["metrics"]["top1"] += {0: -0.2, 1: 0.0, 2: 0.2}[one["seed"]]
     shown = show_scaling(definition, records, True)
     assert shown.facts["brings"][0]["way"] == "more data"
     assert shown.facts["advice"] == "train longer"

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from vitrail.kit.chart import Line
-from vitrail.kit.errors import Error
+from vitrail.kit.errors import Error, listing
 from vitrail.studies.definition import RUN, Ask, Candidate, Definition, Record, candidate
 from vitrail.studies.statistics import Mean, t_mean
 
@@ -28,23 +28,39 @@ def candidates(ask: Ask, default: Sequence[str]) -> list[Candidate]:
     return found
 
 
+KINDS_OF = {  # which kinds take a flag that not all of them do
+    "--sizes": ("data-size", "ablation", "search"),
+    "--mode": ("data-size",),
+    "--preset": ("data-size", "scaling"),
+    "--axis": ("ablation",),
+    "--change": ("ablation",),
+    "--samples": ("search",),
+    "--max-macs": ("search",),
+}
+FLAG_OF = {"duration": "--durations", "seed": "--first-seed"}  # what is no business of --set
+
+
 def check_words(ask: Ask, kind: str) -> None:
     """Refuse what a kind would otherwise pass over in silence.
 
     Raises:
-        Error: a preset or a mode, or what belongs to another kind.
+        Error: what belongs to other kinds, or a setting that a flag decides.
     """
-    strange = {
-        "--preset": ask.preset,
+    given = {
+        "--sizes": ask.sizes,
         "--mode": ask.mode,
-        "--axis": kind != "ablation" and ask.axes,
-        "--change": kind != "ablation" and ask.changes,
-        "--samples": kind != "search" and ask.samples is not None,
-        "--max-macs": kind != "search" and ask.limit is not None,
+        "--preset": ask.preset,
+        "--axis": ask.axes,
+        "--change": ask.changes,
+        "--samples": ask.samples is not None,
+        "--max-macs": ask.limit is not None,
     }
-    for flag, given in strange.items():
-        if given:
-            raise Error(f"{kind} has no {flag}: leave it out")
+    for flag, kinds in KINDS_OF.items():
+        if given[flag] and kind not in kinds:
+            raise Error(f"{kind} has no {flag}: leave it out, it belongs to {listing(kinds)}")
+    for name, flag in FLAG_OF.items():
+        if name in ask.settings:
+            raise Error(f"--set {name} would be passed over: a study takes {flag} instead")
 
 
 def fixed_settings(ask: Ask) -> dict[str, Any]:

@@ -22,7 +22,7 @@ from vitrail.models.zoo import FAMILIES, resolve
 from vitrail.studies.data_size import side_for
 from vitrail.studies.definition import Ask, Candidate, Definition, Kind, Point
 from vitrail.studies.folder import safe_id
-from vitrail.studies.grid import candidates, fixed_settings
+from vitrail.studies.grid import candidates, check_words, fixed_settings
 from vitrail.studies.presets import SCALING
 from vitrail.studies.scaling_page import show
 
@@ -43,10 +43,11 @@ def define(ask: Ask) -> Definition:
     """The runs of a scaling study.
 
     Raises:
-        Error: an unknown preset or model, or sizes, which this kind does not take.
+        Error: an unknown preset or model, or what this kind does not take.
     """
     if ask.sizes:
         raise Error("scaling uses all of the pictures: --sizes belongs to data-size")
+    check_words(ask, "scaling")
     factors = SCALING.get(ask.preset).factors
     ask = SCALING.applied(ask)
     models = candidates(ask, SCALING.models)

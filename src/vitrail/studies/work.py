@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from vitrail.data.loader import eval_batches
 from vitrail.data.sources import Source
@@ -162,6 +163,7 @@ def _told(out: Path, about: Mapping[str, Any]) -> dict[str, Any]:
         "macs": ledger["macs_per_image"],
         "seconds": done["seconds"],
         "images_per_second": ledger["training_rate"],
+        "threads": torch.get_num_threads(),
     }
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from vitrail.kit.chart import MOST, Line, interval_chart, line_chart
 from vitrail.studies.definition import Definition, Figure, Record, Shown, Table
-from vitrail.studies.grid import curve, mean_of, paired, validated, verdict
+from vitrail.studies.grid import alike, curve, mean_of, paired, validated, verdict
 from vitrail.studies.statistics import Mean
 
 SHAPES = ("depth", "width", "mlp_width", "patch")  # one chart over the compute, as in the paper
@@ -37,8 +37,7 @@ class Row:
 
     def figure(self, name: str) -> Any:
         """A figure that is the same for every seed, such as ``macs``."""
-        known = (run["metrics"].get(name) for run in self.runs)
-        return next((value for value in known if value is not None), None)
+        return alike(self.runs, name)
 
 
 def show(definition: Definition, records: Sequence[Record], intervals: bool) -> Shown:

@@ -131,6 +131,12 @@ def mean_of(records: Sequence[Record], name: str, intervals: bool = True) -> Mea
     return mean if intervals else Mean(mean.mean, None, None, mean.n)
 
 
+def alike(records: Sequence[Record], name: str) -> Any:
+    """A figure that every seed has alike, such as ``macs``; None where no run came to it."""
+    known = (record["metrics"].get(name) for record in records)
+    return next((value for value in known if value is not None), None)
+
+
 def curve(name: str, points: Sequence[tuple[float, Mean]]) -> Line:
     """A line of means with their band, in ascending order of x."""
     ordered = sorted(points, key=lambda point: point[0])

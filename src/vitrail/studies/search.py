@@ -24,7 +24,7 @@ from vitrail.models.base import checked_config
 from vitrail.models.cost import cost
 from vitrail.models.cvt import CvTConfig
 from vitrail.models.zoo import resolve
-from vitrail.studies.comparisons import small_cvt
+from vitrail.studies.bases import small_cvt
 from vitrail.studies.definition import (
     Ask,
     Candidate,
@@ -37,7 +37,7 @@ from vitrail.studies.definition import (
     Table,
 )
 from vitrail.studies.folder import safe_id
-from vitrail.studies.grid import candidates, check_words, fixed_settings, mean_of, validated
+from vitrail.studies.grid import alike, candidates, check_words, fixed_settings, mean_of, validated
 from vitrail.studies.statistics import Mean, pareto
 
 STRIDES, RATIOS = (1, 2), (2.0, 4.0)
@@ -264,14 +264,7 @@ def show(definition: Definition, records: Sequence[Record], intervals: bool) -> 
         [
             names[i],
             round(macs[i], 2),
-            next(
-                (
-                    r["metrics"]["parameters"]
-                    for r in runs[names[i]]
-                    if "parameters" in r["metrics"]
-                ),
-                None,
-            ),
+            alike(runs[names[i]], "parameters"),
             on_val[i].words(),
             None if (test := on_test[names[i]]) is None else test.words(),
             "yes" if i in front else "",

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from vitrail.studies.definition import Record
-from vitrail.studies.grid import differences, mean_of, verdict
+from vitrail.studies.grid import by_seed, mean_of, verdict
 from vitrail.studies.statistics import t_mean
 
 
@@ -34,10 +34,10 @@ def answer_of(
         gaps: list[tuple[int, dict[int, float]]] = []
         for size in sizes:
             runs = groups.get((one, size, stage), ()), groups.get((other, size, stage), ())
-            by_seed = differences(*runs, "top1")
-            if by_seed:
-                gaps.append((size, by_seed))
-                gap = t_mean(list(by_seed.values())).to_json()
+            found = by_seed(*runs, "top1")
+            if found:
+                gaps.append((size, found))
+                gap = t_mean(list(found.values())).to_json()
                 compared.append({"one": one, "other": other, "images": size, **gap})
         if len(gaps) > 1:
             said.append(_gap_words(one, other, gaps))

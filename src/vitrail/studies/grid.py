@@ -156,7 +156,7 @@ def lines_of(definition: Definition) -> list[str]:
     return list(dict.fromkeys(point.line for point in definition.points))
 
 
-def differences(one: Sequence[Record], other: Sequence[Record], name: str) -> dict[int, float]:
+def by_seed(one: Sequence[Record], other: Sequence[Record], name: str) -> dict[int, float]:
     """By seed, a metric of one minus that of the other, for the seeds that both have."""
     read = metric(name)
     others = {record["seed"]: read(record) for record in other}
@@ -170,7 +170,7 @@ def differences(one: Sequence[Record], other: Sequence[Record], name: str) -> di
 
 def paired(one: Sequence[Record], other: Sequence[Record], name: str) -> Mean | None:
     """The mean difference of a metric, one minus other, over the seeds that both have."""
-    found = differences(one, other, name)
+    found = by_seed(one, other, name)
     return t_mean(list(found.values())) if found else None
 
 

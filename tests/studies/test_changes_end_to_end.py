@@ -95,6 +95,13 @@ def test_flags_of_several_words_may_come_again():
     assert gathered(once) == once
 
 
+@pytest.mark.parametrize("flag", ["--models", "--sizes", "--durations"])
+def test_what_is_given_twice_is_joined(flag):
+    words = ["data-size", flag, "a", "b", "X", flag, "c", f"{flag}=d", "--json"]
+    assert gathered(words) == ["data-size", "--json", flag, "a", "b", "X", "c", "d"]
+    assert gathered(["data-size", f"{flag}=a", "X"]) == ["data-size", f"{flag}=a", "X"]
+
+
 def test_the_list_of_comparisons():
     out, _ = call("study", "ablation", "demo:fashion", "--axis", "list", "--out", "nowhere")
     assert out.splitlines()[0].startswith("pooling ")

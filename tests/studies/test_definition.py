@@ -72,6 +72,48 @@ def test_data_size_refuses_what_cannot_be():
         scaling(ASK.replace(sizes=(100,)))
 
 
+@pytest.mark.parametrize("define", [data_size, scaling])
+@pytest.mark.parametrize(
+    ("words", "flag", "home"),
+    [
+        ({"axes": ("depth",)}, "--axis", "ablation"),
+        ({"changes": ("a:depth=2",)}, "--change", "ablation"),
+        ({"samples": 4}, "--samples", "search"),
+        ({"limit": 1e6}, "--max-macs", "search"),
+    ],
+)
+def test_a_flag_of_another_kind_is_refused(define, words, flag, home):
+    with pytest.raises(Error, match=f"has no {flag}: leave it out, it belongs to {home}"):
+        define(ASK.replace(models=("vit_mu_patch7_28",), **words))
+
+
+def test_no_flag_and_no_setting_is_passed_over():
+    with pytest.raises(Error, match="scaling has no --mode"):
+        scaling(ASK.replace(mode="tuned"))
+    for define in (data_size, scaling):
+        with pytest.raises(Error, match=r"--set duration .* takes --durations instead"):
+            define(ASK.replace(settings={"duration": "3 epochs"}))
+
+
+def test_what_the_user_set_is_not_tuned():
+    words = {"mode": "tuned", "sizes": (100,), "seeds": 1}
+    settings = {"optim.weight_decay": "0.2", "optim.lr": "0.002", "target.mixup": "0.5"}
+    made = data_size(ASK.replace(**words, models=("B/16",), settings=settings)).points
+    *trials, learned, tuned = made
+    assert len(trials) == 2 * 2
+    for one in (*trials, learned):
+        assert one.settings["optim.weight_decay"] == "0.2"
+        assert one.settings["optim.lr"] == "0.002"
+    assert tuned.settings["target.mixup"] == "0.5"
+    assert tuned.settings["optim.lr"] == 0.01, "its optimizer is its own"
+    assert "optim.weight_decay" not in tuned.settings
+    with_dropout = data_size(ASK.replace(**words, models=("A=B/16:dropout=0.3",))).points
+    assert len(with_dropout) == 3 * 2 + 2
+    every = {"optim.weight_decay": 0, "model.dropout": 0, "target.label_smoothing": 0}
+    with pytest.raises(Error, match="nothing left to choose for B/16"):
+        data_size(ASK.replace(**words, models=("B/16",), settings=every))
+
+
 def test_the_tuned_mode_chooses_for_each_model_and_size_and_then_fine_tunes():
     made = data_size(ASK.replace(mode="tuned", sizes=(100, 1000), models=("A=B/16", "B=R50x1")))
     trials = [p for p in made.points if p.role == "trial"]

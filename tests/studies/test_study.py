@@ -1,5 +1,6 @@
 """Whole studies by the real command: killed, shared by processes, shown, and refused."""
 
+import io
 import json
 import os
 import random
@@ -12,13 +13,15 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 
 from tests.commands import QUIET, call, start
 from vitrail.kit.errors import Error
 from vitrail.kit.records import Records
 from vitrail.studies.definition import Ask
-from vitrail.studies.study import study
+from vitrail.studies.study import How, study
 
+SMALLEST = "vit_mu_patch7_28"
 VIT = "ViT=vit_nano_patch7_28:width=24:depth=1:heads=2:mlp_width=48"
 DEEPER = "deeper=vit_nano_patch7_28:width=24:depth=2:heads=2:mlp_width=48"
 COMMON = ("--batch-size", 20, "--held-out", 0.02, "--most-test", 100, "--device", "cpu")
@@ -26,7 +29,7 @@ WORDS = (
     *("study", "data-size", "demo:fashion", "--models", VIT, DEEPER, "--sizes", 40, 120),
     *COMMON,
 )
-TIMING = ("seconds", "images_per_second")
+TIMING = ("seconds", "images_per_second", "threads")
 
 
 @pytest.fixture(scope="module")
@@ -177,6 +180,95 @@ def test_a_dry_run_says_what_it_would_cost_and_leaves_nothing(tmp_path):
     assert not (tmp_path / "study").exists()
 
 
+def test_several_processes_share_the_cores_and_this_one_too(tmp_path, monkeypatch):
+    class Helper:
+        stdin, returncode = None, 0
+
+        def wait(self, seconds):
+            return 0
+
+    threads, environments = [], []
+
+    def popen(words, env, **how):
+        environments.append(env)
+        helper = Helper()
+        helper.stdin = io.StringIO()
+        return helper
+
+    def taken(definition, data, folder, **how):
+        threads.append(torch.get_num_threads())
+        raise Error("enough")
+
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setattr(os, "cpu_count", lambda: 6)
+    monkeypatch.setattr(subprocess, "Popen", popen)
+    monkeypatch.setattr("vitrail.studies.study.take_runs", taken)
+    monkeypatch.setattr(Helper, "terminate", lambda self: None, raising=False)
+    before = torch.get_num_threads()
+    ask = Ask(models=(VIT,), sizes=(40,), durations=("2 steps",), seeds=1, batch_size=20)
+    with pytest.raises(Error, match="enough"):
+        study(
+            *("data-size", "demo:fashion", tmp_path / "study", ask),
+            how=How(jobs=3, device="cpu"),
+            held_out=0.02,
+        )
+    assert threads == [2]
+    assert [env["OMP_NUM_THREADS"] for env in environments] == ["2", "2"]
+    assert torch.get_num_threads() == before
+
+
+def test_scaling_as_a_command(tmp_path):
+    models = ("one=vit_mu_patch7_28", "two=vit_mu_patch7_28:depth=4")
+    words = ("study", "scaling", "demo:fashion", "--models", models[0], "--models", models[1])
+    words = (*words, "--durations", "2steps", "--durations", "4steps", "--seeds", 1, *COMMON)
+    out, err = call(*words, "--out", tmp_path / "study", "--json")
+    told = json.loads(out)
+    assert "5 runs" in err
+    assert told["done"] == told["runs"] == 5, "and one from half of the pictures"
+    assert {one["way"] for one in told["brings"]} == {"more data", "train longer", "larger model"}
+    assert len(told["answer"]) >= 2
+    found = {
+        (r["config"]["line"], r["config"]["axes"]["duration"], r["config"]["axes"]["data"]): r
+        for r in lasting(tmp_path / "study")
+    }
+    spent = {key: record["metrics"]["exaflops"] for key, record in found.items()}
+    for line in ("one", "two"):
+        assert spent[line, "4 steps", "all"] == pytest.approx(2 * spent[line, "2 steps", "all"])
+    assert spent["two", "4 steps", "half"] == pytest.approx(spent["two", "4 steps", "all"])
+    page = (tmp_path / "study" / "report.html").read_text()
+    assert "Pareto front" in page
+    out, _ = call(
+        *("study", "scaling", "-", "--out", tmp_path / "study", "--figures-only", "--json")
+    )
+    assert json.loads(out)["advice"] == told["advice"]
+
+
+def test_the_tuned_mode_as_a_command(tmp_path):
+    fixed = ("--set", "optim.weight_decay=0.1", "--set", "target.label_smoothing=0.1")
+    words = ("study", "data-size", "demo:fashion", "--mode", "tuned", "--models", SMALLEST)
+    words = (*words, "--sizes", 60, "--durations", "20steps", "--seeds", 1, *COMMON, *fixed)
+    out, err = call(*words, "--out", tmp_path / "study", "--json")
+    assert "4 runs, 2 of them trials" in err
+    told = json.loads(out)
+    assert told["done"] == 4
+    assert set(told["top1"][SMALLEST]) == {"60"}
+    records = {
+        record["config"]["axes"].get("stage"): record
+        for record in lasting(tmp_path / "study")
+        if record["config"]["role"] == "run"
+    }
+    trials = [r for r in lasting(tmp_path / "study") if r["config"]["role"] == "trial"]
+    assert all("top1" not in trial["metrics"] for trial in trials), "test pictures choose nothing"
+    best = max(trials, key=lambda trial: trial["metrics"]["final_val_top1"])
+    learned, tuned = records["trained"]["metrics"], records["fine-tuned"]["metrics"]
+    assert learned["chosen"]["model.dropout"] == best["config"]["settings"]["model.dropout"]
+    assert learned["chosen"]["optim.weight_decay"] == "0.1"
+    assert (learned["steps"], tuned["steps"]) == (20, 2)
+    assert tuned["macs"] > learned["macs"], "at a higher resolution"
+    assert told["top1"][SMALLEST]["60"]["mean"] == tuned["top1"]
+    assert "Chosen on validation pictures" in (tmp_path / "study" / "tables.md").read_text()
+
+
 def test_a_run_whose_numbers_explode_is_recorded_as_failed_and_the_rest_go_on(tmp_path):
     wild = f"wild={VIT.partition('=')[2]}:optim.lr=1e30:optim.clip_norm=none"
     ask = Ask(
@@ -250,7 +342,6 @@ def test_an_unknown_kind_is_named(tmp_path):
 
 def test_several_processes_need_data_that_each_can_open(whole, tmp_path):
     from vitrail.data.sources import open_source
-    from vitrail.studies.study import How
 
     with pytest.raises(Error, match="give them by a name or a path"):
         study("data-size", open_source("demo:fashion"), tmp_path / "s", Ask(), how=How(jobs=2))

@@ -53,18 +53,23 @@ def gathered(argv: list[str]) -> list[str]:
     return rest
 
 
-REPEATED = ("--axis", "--change")  # of `study`: flags of several words, which may come again
+# Flags of several words, which may come again.
+REPEATED = ("--axis", "--change", "--models", "--sizes", "--durations")
 
 
 def _joined(argv: list[str], flag: str) -> list[str]:
     """All words behind a flag that comes several times, behind its first coming."""
-    if argv.count(flag) < 2:
+    if sum(word == flag or word.startswith(f"{flag}=") for word in argv) < 2:
         return argv
     found: list[str] = []
     rest: list[str] = []
     inside = False
     for word in argv:
-        if word == flag or word.startswith("-"):
+        if word.startswith(f"{flag}="):
+            found.append(word.removeprefix(f"{flag}="))
+            inside = False
+            continue
+        if word.startswith("-"):
             inside = word == flag
         if inside and word != flag:
             found.append(word)

@@ -59,13 +59,16 @@ def study(
         out: The study's folder: records.jsonl, report.html, figures, and each run's own folder.
         models: NAME, or LABEL=NAME:KEY=VALUE:... with fields of the model or (with a dot) of the
             recipe changed.
-        sizes: Numbers of training pictures, of data-size; 0 for all.
+        sizes: Numbers of training pictures; 0 for all. Several of data-size, one of ablation and
+            search.
         durations: Lengths of runs, as 500steps, 3epochs or 20000examples.
         seeds: How many times each run is repeated, with another seed.
         first_seed: The first of them.
-        preset: A list of models and sizes by name: quick, page; of scaling also paper.
+        preset: Of data-size and scaling: a list of models and sizes by name: quick, page; of
+            scaling also paper.
         mode: Of data-size: fixed hyper-parameters with early stopping, or tuned for every size and
-            then fine-tuned.
+            then fine-tuned. What --set says is not tuned; its optim. and schedule. are those of
+            the training, and the fine-tuning has its own.
         axis: Of ablation, one or more of: pooling, position, optimizer, depth, width, mlp_width,
             patch, cvt_embedding, cvt_projection, cvt_position, cvt_kv_stride, botnet, t2t,
             averaging, self_supervised. `--axis list` says what each asks.

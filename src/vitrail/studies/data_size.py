@@ -19,7 +19,7 @@ from dataclasses import replace
 from typing import Any
 
 from vitrail.kit.chart import MOST, line_chart
-from vitrail.kit.errors import Error
+from vitrail.kit.errors import Error, listing
 from vitrail.models.base import height_width
 from vitrail.models.zoo import FAMILIES, config_of, resolve
 from vitrail.studies.definition import (
@@ -35,18 +35,17 @@ from vitrail.studies.definition import (
     Table,
 )
 from vitrail.studies.folder import safe_id
+from vitrail.studies.gaps import answer_of
 from vitrail.studies.grid import (
-    by_seed,
     candidates,
+    check_words,
     curve,
     fixed_settings,
     grouped,
     lines_of,
     mean_of,
-    verdict,
 )
 from vitrail.studies.presets import DATA_SIZE
-from vitrail.studies.statistics import Mean, t_mean
 
 SHOTS = (5, 10)
 LOOKS = 10  # at validation, in a run of the fixed mode
@@ -57,6 +56,7 @@ GRID = {
     "target.label_smoothing": (0.0, 0.1),
 }
 MODES = ("fixed", "tuned")
+OF_THE_TRAINING = ("optim.", "schedule.", "model.")  # settings that a fine-tuning has of its own
 FINETUNE_SHARE = 10  # the fine-tuning sees this part of the pictures that training saw
 
 
@@ -64,8 +64,10 @@ def define(ask: Ask) -> Definition:
     """The runs of a data-size study.
 
     Raises:
-        Error: an unknown mode, preset or model, or a size that the data do not have.
+        Error: an unknown mode, preset or model, or a size that the data do not have, or what
+            belongs to another kind.
     """
+    check_words(ask, "data-size")
     ask = DATA_SIZE.applied(ask)
     mode = ask.mode or "fixed"
     if mode not in MODES:
@@ -91,7 +93,8 @@ def define(ask: Ask) -> Definition:
         if mode == "fixed":
             points.append(_fixed(one, size, seed, common, settings))
         else:
-            points += _tuned(one, size, seed, common, settings, first=seed == ask.first_seed)
+            given = {**ask.settings, **one.settings}
+            points += _tuned(one, common, settings, given, first=seed == ask.first_seed)
     return Definition(
         kind="data-size",
         points=tuple(points),
@@ -157,19 +160,16 @@ def _fixed(
 
 def _tuned(
     one: Candidate,
-    size: int,
-    seed: int,
     common: dict[str, Any],
     settings: dict[str, Any],
+    given: Mapping[str, Any],
     first: bool,
 ) -> list[Point]:
-    """Trials with the first seed, the run that chooses among them, and its fine-tuning."""
-    fields = FAMILIES[resolve(one.model)[1].family][0].__dataclass_fields__
-    grid = {
-        name: values
-        for name, values in GRID.items()
-        if not name.startswith("model.") or name.removeprefix("model.") in fields
-    }
+    """Trials with the first seed, the run that chooses among them, and its fine-tuning.
+
+    What the user set is not tuned. In the fine-tuning it holds too, but for optimizer and schedule.
+    """
+    size, seed, grid = common["images"], common["seed"], _grid(one, given)
     name = safe_id(one.label, size)
     trials = [
         {**dict(zip(grid, values, strict=True))} for values in itertools.product(*grid.values())
@@ -198,26 +198,48 @@ def _tuned(
     )
     own = height_width(common["image_size"] or config_of(one.model).image_size)
     value, unit = common["duration"].split()
-    tuning = {
-        "batch_size": settings.get("batch_size", 128),
-        "optim.lr": 0.01,
-        "schedule.warmup": "5 percent",
-        "augment.crop": settings.get("augment.crop", "inception_tf"),
-        "augment.pad": settings.get("augment.pad", 0),
-        "augment.flip": settings.get("augment.flip", 0.5),
-    }
     tuned = replace(
         learned,
         id=f"{name}-tuned-seed{seed}",
         recipe="vit_finetune",
         image_size=fitting(one, 1.5 * min(own)),
         duration=f"{max(1, math.ceil(float(value) / FINETUNE_SHARE))} {unit}",
-        settings=tuning,
+        settings=_tuning(settings, given),
         axes={"images": size, "stage": "fine-tuned"},
         choose=(),
         start=learned.id,
     )
     return [*found, learned, tuned]
+
+
+def _grid(one: Candidate, given: Mapping[str, Any]) -> dict[str, Any]:
+    """What is tuned of a model: what it has, and the user did not set."""
+    fields = FAMILIES[resolve(one.model)[1].family][0].__dataclass_fields__
+    grid: dict[str, Any] = {}
+    for name, values in GRID.items():
+        field = name.removeprefix("model.") if name.startswith("model.") else None
+        there = field is None or (field in fields and field not in one.config)
+        if there and name not in given:
+            grid[name] = values
+    if not grid:
+        raise Error(
+            f"--mode tuned has nothing left to choose for {one.label}: leave out some of what was "
+            f"set of {listing(list(GRID))}, or take --mode fixed"
+        )
+    return grid
+
+
+def _tuning(settings: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of a fine-tuning."""
+    return {
+        "batch_size": settings.get("batch_size", 128),
+        "optim.lr": 0.01,
+        "schedule.warmup": "5 percent",
+        "augment.crop": settings.get("augment.crop", "inception_tf"),
+        "augment.pad": settings.get("augment.pad", 0),
+        "augment.flip": settings.get("augment.flip", 0.5),
+        **{k: v for k, v in given.items() if not k.startswith(OF_THE_TRAINING)},
+    }
 
 
 def show(definition: Definition, records: Sequence[Record], intervals: bool) -> Shown:
@@ -238,7 +260,9 @@ def show(definition: Definition, records: Sequence[Record], intervals: bool) -> 
         if not cells:
             continue
         facts[name] = {
-            line: {str(size): _plain(cells[line, size]) for size in sizes if (line, size) in cells}
+            line: {
+                str(size): cells[line, size].to_json() for size in sizes if (line, size) in cells
+            }
             for line in lines
         }
         rows = [
@@ -255,12 +279,8 @@ def show(definition: Definition, records: Sequence[Record], intervals: bool) -> 
         tables.append(_chosen(definition, records))
     else:
         tables.append(_stops(definition, groups))
-    answer, compared = _answer(lines, sizes, groups, stage)
+    answer, compared = answer_of(lines, sizes, groups, stage)
     return Shown(answer, tables, figures, {**facts, "differences": compared})
-
-
-def _plain(mean: Any) -> dict[str, Any]:
-    return {"mean": mean.mean, "low": mean.low, "high": mean.high, "n": mean.n}
 
 
 def _caption(title: str, definition: Definition, intervals: bool) -> str:
@@ -326,63 +346,11 @@ def _chosen(definition: Definition, records: Sequence[Record]) -> Table:
                 ]
             )
     columns = ("model and pictures", "weight decay", "dropout", "label smoothing")
-    return Table(columns, rows, "Chosen on validation pictures, with the first seed.")
-
-
-def _answer(
-    lines: Sequence[str],
-    sizes: Sequence[int],
-    groups: dict[tuple[Any, ...], list[Record]],
-    stage: str | None,
-) -> tuple[list[str], list[dict[str, Any]]]:
-    """Who leads at the smallest and at the largest size, and whether the gap closes."""
-    said, compared = [], []
-    for size in dict.fromkeys((sizes[0], sizes[-1])):
-        means = {
-            line: mean.mean
-            for line in lines
-            if (mean := mean_of(groups.get((line, size, stage), ()), "top1")) is not None
-        }
-        if len(means) > 1:
-            best = max(means, key=means.__getitem__)
-            said.append(f"With {size:,} pictures {best} leads, with {100 * means[best]:.2f} %.")
-    for one, other in itertools.combinations(lines, 2):
-        gaps = {
-            size: gap
-            for size in sizes
-            if (
-                gap := by_seed(
-                    groups.get((one, size, stage), ()), groups.get((other, size, stage), ()), "top1"
-                )
-            )
-        }
-        means = {size: t_mean(list(gap.values())) for size, gap in gaps.items()}
-        compared += [
-            {"one": one, "other": other, "images": size, **_plain(mean)}
-            for size, mean in means.items()
-        ]
-        if len(gaps) > 1:
-            said.append(_gap_words(one, other, gaps, means))
-    return said or ["No run has been measured on test pictures yet."], compared
-
-
-def _gap_words(
-    one: str, other: str, gaps: Mapping[int, Mapping[int, float]], means: Mapping[int, Mean]
-) -> str:
-    small, large = min(gaps), max(gaps)
-    sign = 1 if means[small].mean >= 0 else -1
-    leader, behind = (one, other) if sign > 0 else (other, one)
-    begin, end = sign * means[small].mean, sign * means[large].mean
-    how = "turns" if end < 0 else "closes" if end < begin else "does not close"
-    changes = [gaps[large][s] - gaps[small][s] for s in gaps[small] if s in gaps[large]]
-    if len(changes) > 1 and verdict(t_mean(changes)) == "not told apart":
-        how += ", as far as seeds let it be seen"
-    sure = {"better": "", "worse": "", "not told apart": ", within what seeds make of it"}
-    return (
-        f"{leader} against {behind}: {100 * begin:+.2f} points with {small:,} pictures"
-        f"{sure[verdict(means[small])]}, {100 * end:+.2f} with {large:,}"
-        f"{sure[verdict(means[large])]}; the gap {how}."
+    words = (
+        "Chosen on validation pictures, with the first seed. The fine-tuning has an optimizer and "
+        "a schedule of its own: SGD at a rate of 0.01."
     )
+    return Table(columns, rows, words)
 
 
 KIND = Kind("data-size", "Accuracy and the number of training pictures", define, show)

@@ -1,7 +1,7 @@
 """What an ablation shows: a table for each comparison, differences paired by seed, figures, words.
 
-Of a variant with several rates the one counts that is best on validation, averaged over seeds, and
-at which no seed diverged; test pictures choose nothing.
+Of a variant with several rates the one counts that is best on validation, averaged over seeds,
+among those with a figure for the most seeds; test pictures choose nothing.
 """
 
 from collections.abc import Mapping, Sequence
@@ -10,7 +10,7 @@ from typing import Any
 
 from vitrail.kit.chart import MOST, Line, interval_chart, line_chart
 from vitrail.studies.definition import Definition, Figure, Record, Shown, Table
-from vitrail.studies.grid import curve, mean_of, paired, verdict
+from vitrail.studies.grid import alike, curve, mean_of, paired, validated, verdict
 from vitrail.studies.statistics import Mean
 
 SHAPES = ("depth", "width", "mlp_width", "patch")  # one chart over the compute, as in the paper
@@ -37,7 +37,7 @@ class Row:
 
     def figure(self, name: str) -> Any:
         """A figure that is the same for every seed, such as ``macs``."""
-        return self.runs[0]["metrics"].get(name) if self.runs else None
+        return alike(self.runs, name)
 
 
 def show(definition: Definition, records: Sequence[Record], intervals: bool) -> Shown:
@@ -71,11 +71,13 @@ def _row(variant: Mapping[str, Any], by_id: Mapping[str, Record]) -> Row:
     runs = {
         rate: [by_id[id] for id in ids if id in by_id] for rate, ids in variant["rates"].items()
     }
-    on_val = {rate: mean_of(found, "val_top1", False) for rate, found in runs.items()}
-    known = {rate: mean.mean for rate, mean in on_val.items() if mean is not None}
-    # A rate at which a seed diverged is not chosen for the seeds that happened to come through.
-    steady = {rate for rate in known if not any(r["metrics"].get("failed") for r in runs[rate])}
-    known = {rate: mean for rate, mean in known.items() if rate in steady or not steady}
+    name = validated(record for found in runs.values() for record in found)
+    on_val = {rate: mean_of(found, name, False) for rate, found in runs.items()}
+    # A rate is not chosen for the seeds that happened to come through.
+    fullest = max((mean.n for mean in on_val.values() if mean is not None), default=0)
+    known = {
+        rate: mean.mean for rate, mean in on_val.items() if mean is not None and mean.n == fullest
+    }
     rate = max(known, key=known.__getitem__) if known else next(iter(runs))
     cell = variant["cell"]
     return Row(
@@ -90,7 +92,8 @@ def _row(variant: Mapping[str, Any], by_id: Mapping[str, Record]) -> Row:
 
 def _measure(rows: Sequence[Row]) -> tuple[str, str] | None:
     """What accuracy there is: on test pictures, else on validation ones, which flatters sweeps."""
-    for name, words in (("top1", "test"), ("val_top1", "validation")):
+    on_val = validated(record for row in rows for record in row.runs)
+    for name, words in (("top1", "test"), (on_val, "validation")):
         if any(mean_of(row.runs, name) is not None for row in rows):
             return name, words
     return None
@@ -114,7 +117,7 @@ def _table(
                 *([None if row.published is None else f"{100 * row.published:.1f}"] * published),
                 row.figure("parameters"),
                 None if row.figure("macs") is None else round(row.figure("macs") / 1e6, 1),
-                len(row.runs),
+                0 if mean is None else mean.n,
             ]
         )
     columns = (
@@ -264,18 +267,15 @@ def _facts(rows: Sequence[Row], name: str) -> list[dict[str, Any]]:
                 "variant": row.label,
                 "rate": float(row.rate),
                 "measure": name,
-                "accuracy": plain(mean),
-                "difference": plain(gap),
+                "accuracy": mean and mean.to_json(),
+                "difference": gap and gap.to_json(),
                 "verdict": None if gap is None else verdict(gap),
                 "published": row.published,
-                "rates": {rate: plain(mean_of(runs, name)) for rate, runs in row.by_rate.items()},
+                "rates": {
+                    rate: each and each.to_json()
+                    for rate, runs in row.by_rate.items()
+                    for each in [mean_of(runs, name)]
+                },
             }
         )
     return found
-
-
-def plain(mean: Mean | None) -> dict[str, Any] | None:
-    """A mean as plain JSON values."""
-    if mean is None:
-        return None
-    return {"mean": mean.mean, "low": mean.low, "high": mean.high, "n": mean.n}

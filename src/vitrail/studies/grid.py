@@ -7,9 +7,11 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from vitrail.kit.chart import Line
-from vitrail.kit.errors import Error
+from vitrail.kit.errors import Error, listing
 from vitrail.studies.definition import RUN, Ask, Candidate, Definition, Record, candidate
 from vitrail.studies.statistics import Mean, t_mean
+
+FINAL = "final_val_top1"  # a record's validation accuracy of the run's last weights
 
 
 def candidates(ask: Ask, default: Sequence[str]) -> list[Candidate]:
@@ -26,23 +28,39 @@ def candidates(ask: Ask, default: Sequence[str]) -> list[Candidate]:
     return found
 
 
+KINDS_OF = {  # which kinds take a flag that not all of them do
+    "--sizes": ("data-size", "ablation", "search"),
+    "--mode": ("data-size",),
+    "--preset": ("data-size", "scaling"),
+    "--axis": ("ablation",),
+    "--change": ("ablation",),
+    "--samples": ("search",),
+    "--max-macs": ("search",),
+}
+FLAG_OF = {"duration": "--durations", "seed": "--first-seed"}  # what is no business of --set
+
+
 def check_words(ask: Ask, kind: str) -> None:
     """Refuse what a kind would otherwise pass over in silence.
 
     Raises:
-        Error: a preset or a mode, or what belongs to another kind.
+        Error: what belongs to other kinds, or a setting that a flag decides.
     """
-    strange = {
-        "--preset": ask.preset,
+    given = {
+        "--sizes": ask.sizes,
         "--mode": ask.mode,
-        "--axis": kind != "ablation" and ask.axes,
-        "--change": kind != "ablation" and ask.changes,
-        "--samples": kind != "search" and ask.samples is not None,
-        "--max-macs": kind != "search" and ask.limit is not None,
+        "--preset": ask.preset,
+        "--axis": ask.axes,
+        "--change": ask.changes,
+        "--samples": ask.samples is not None,
+        "--max-macs": ask.limit is not None,
     }
-    for flag, given in strange.items():
-        if given:
-            raise Error(f"{kind} has no {flag}: leave it out")
+    for flag, kinds in KINDS_OF.items():
+        if given[flag] and kind not in kinds:
+            raise Error(f"{kind} has no {flag}: leave it out, it belongs to {listing(kinds)}")
+    for name, flag in FLAG_OF.items():
+        if name in ask.settings:
+            raise Error(f"--set {name} would be passed over: a study takes {flag} instead")
 
 
 def fixed_settings(ask: Ask) -> dict[str, Any]:
@@ -88,6 +106,22 @@ def metric(name: str) -> Callable[[Record], float | None]:
     return read
 
 
+def validated(records: Iterable[Record]) -> str:
+    """The metric by which runs are chosen: the validation accuracy of the weights that are tested.
+
+    Those are a run's final ones, whose accuracy has a name of its own. Where a record is without
+    it, as ones of before it was kept, all are compared by the best of their looks, ``val_top1``.
+    """
+    looked = [record["metrics"] for record in records if has_validation(record)]
+    final = all(metrics.get(FINAL) is not None for metrics in looked)
+    return FINAL if looked and final else "val_top1"
+
+
+def has_validation(record: Record) -> bool:
+    """Whether a run came to an accuracy on validation pictures."""
+    return any(record["metrics"].get(name) is not None for name in (FINAL, "val_top1"))
+
+
 def mean_of(records: Sequence[Record], name: str, intervals: bool = True) -> Mean | None:
     """The mean of a metric over runs, or None where no run has it."""
     known = [value for value in map(metric(name), records) if value is not None]
@@ -95,6 +129,12 @@ def mean_of(records: Sequence[Record], name: str, intervals: bool = True) -> Mea
         return None
     mean = t_mean(known)
     return mean if intervals else Mean(mean.mean, None, None, mean.n)
+
+
+def alike(records: Sequence[Record], name: str) -> Any:
+    """A figure that every seed has alike, such as ``macs``; None where no run came to it."""
+    known = (record["metrics"].get(name) for record in records)
+    return next((value for value in known if value is not None), None)
 
 
 def curve(name: str, points: Sequence[tuple[float, Mean]]) -> Line:
@@ -117,7 +157,7 @@ def lines_of(definition: Definition) -> list[str]:
 
 
 def by_seed(one: Sequence[Record], other: Sequence[Record], name: str) -> dict[int, float]:
-    """The difference of a metric, one minus other, for each seed that both have."""
+    """By seed, a metric of one minus that of the other, for the seeds that both have."""
     read = metric(name)
     others = {record["seed"]: read(record) for record in other}
     return {
@@ -130,8 +170,8 @@ def by_seed(one: Sequence[Record], other: Sequence[Record], name: str) -> dict[i
 
 def paired(one: Sequence[Record], other: Sequence[Record], name: str) -> Mean | None:
     """The mean difference of a metric, one minus other, over the seeds that both have."""
-    differences = list(by_seed(one, other, name).values())
-    return t_mean(differences) if differences else None
+    found = by_seed(one, other, name)
+    return t_mean(list(found.values())) if found else None
 
 
 def verdict(difference: Mean | None) -> str:

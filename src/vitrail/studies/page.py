@@ -158,9 +158,12 @@ def _page(
     )
     section = page.section("The answer")
     section.text(*(f"{sentence[0].upper()}{sentence[1:]}" for sentence in shown.answer))
-    failed = [r["id"] for r in records if r["metrics"].get("failed")]
-    if failed:
-        section.note(f"Runs whose numbers were no longer finite, left out: {', '.join(failed)}.")
+    failed: dict[str, list[str]] = {}
+    for record in records:
+        if why := record["metrics"].get("failed"):
+            failed.setdefault(why, []).append(record["id"])
+    for why, ids in failed.items():
+        section.note(f"Left out, since {why}: {', '.join(ids)}.")
     if len(records) < len(definition.points):
         missing = len(definition.points) - len(records)
         section.note(f"{missing} runs are not done yet: the figures are of those that are.")

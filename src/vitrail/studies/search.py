@@ -24,7 +24,7 @@ from vitrail.models.base import checked_config
 from vitrail.models.cost import cost
 from vitrail.models.cvt import CvTConfig
 from vitrail.models.zoo import resolve
-from vitrail.studies.comparisons import small_cvt
+from vitrail.studies.bases import small_cvt
 from vitrail.studies.definition import (
     Ask,
     Candidate,
@@ -36,9 +36,8 @@ from vitrail.studies.definition import (
     Shown,
     Table,
 )
-from vitrail.studies.effects import plain
 from vitrail.studies.folder import safe_id
-from vitrail.studies.grid import candidates, check_words, fixed_settings, mean_of
+from vitrail.studies.grid import alike, candidates, check_words, fixed_settings, mean_of, validated
 from vitrail.studies.statistics import Mean, pareto
 
 STRIDES, RATIOS = (1, 2), (2.0, 4.0)
@@ -253,18 +252,19 @@ def show(definition: Definition, records: Sequence[Record], intervals: bool) -> 
     runs: dict[str, list[Record]] = {}
     for record in records:
         runs.setdefault(record["config"]["line"], []).append(record)
-    names = [name for name, found in runs.items() if mean_of(found, "val_top1") is not None]
+    measure = validated(records)
+    names = [name for name, found in runs.items() if mean_of(found, measure) is not None]
     if not names:
         return Shown(["No candidate has been trained yet."])
     macs = [runs[name][0]["config"]["axes"]["macs"] / 1e6 for name in names]
-    on_val = [_known(runs[name], "val_top1", intervals) for name in names]
+    on_val = [_known(runs[name], measure, intervals) for name in names]
     front = pareto(macs, [mean.mean for mean in on_val])
     on_test = {name: mean_of(runs[name], "top1", intervals) for name in names}
     rows = [
         [
             names[i],
             round(macs[i], 2),
-            runs[names[i]][0]["metrics"].get("parameters"),
+            alike(runs[names[i]], "parameters"),
             on_val[i].words(),
             None if (test := on_test[names[i]]) is None else test.words(),
             "yes" if i in front else "",
@@ -298,8 +298,8 @@ def show(definition: Definition, records: Sequence[Record], intervals: bool) -> 
             "candidates": {
                 names[i]: {
                     "macs": 1e6 * macs[i],
-                    "val_top1": plain(on_val[i]),
-                    "top1": plain(on_test[names[i]]),
+                    "val_top1": on_val[i].to_json(),
+                    "top1": (test := on_test[names[i]]) and test.to_json(),
                 }
                 for i in range(len(names))
             },

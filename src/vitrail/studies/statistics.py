@@ -16,6 +16,7 @@ from vitrail.kit.errors import Error
 
 RESAMPLES = 2000
 FEWEST = 3  # different amounts of compute, to fit a law
+FEWEST_FOR_INTERVAL = 5  # groups: a bootstrap of fewer sees a part of the chance only
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,10 @@ class Mean:
     def half(self) -> float | None:
         """Half of the interval."""
         return None if self.high is None else self.high - self.mean
+
+    def to_json(self) -> dict[str, float | int | None]:
+        """Plain JSON values."""
+        return {"mean": self.mean, "low": self.low, "high": self.high, "n": self.n}
 
     def words(self, factor: float = 100.0, digits: int = 2) -> str:
         """``86.05 ± 0.41``, or the mean alone."""
@@ -124,6 +129,7 @@ class PowerLaw:
         scale, exponent: the fit.
         draws: float64 [n 2], (log scale, exponent) of resamples.
         span: the least and the most compute that was measured.
+        groups: how many were fitted.
     """
 
     middle: float
@@ -131,10 +137,13 @@ class PowerLaw:
     exponent: float
     draws: np.ndarray
     span: tuple[float, float]
+    groups: int
 
     @property
-    def interval(self) -> tuple[float, float]:
-        """Of the exponent, 95 %."""
+    def interval(self) -> tuple[float, float] | None:
+        """Of the exponent, 95 %; None of fewer groups than `FEWEST_FOR_INTERVAL`."""
+        if self.groups < FEWEST_FOR_INTERVAL:
+            return None
         low, high = np.quantile(self.draws[:, 1], (0.025, 0.975))
         return float(low), float(high)
 
@@ -164,6 +173,7 @@ def fit_power_law(
     Args:
         compute: of each group, above 0.
         errors: of each group, that of each seed, 0..1; 0 counts as a thousandth of a per cent.
+        seed: of the resampling; laws that are compared have different ones.
 
     Raises:
         Error: fewer than `FEWEST` different amounts of compute.
@@ -186,7 +196,7 @@ def fit_power_law(
         means = np.array([y[i][numbers.integers(len(y[i]), size=len(y[i]))].mean() for i in rows])
         draws.append(_line(x[rows], means))
     span = (float(np.exp(logs.min())), float(np.exp(logs.max())))
-    return PowerLaw(math.exp(middle), math.exp(scale), exponent, np.array(draws), span)
+    return PowerLaw(math.exp(middle), math.exp(scale), exponent, np.array(draws), span, len(x))
 
 
 def _line(x: np.ndarray, y: np.ndarray) -> tuple[float, float]:
@@ -203,29 +213,37 @@ class Ratio:
     Args:
         accuracy: at which.
         ratio: compute of the one over that of the other, by their laws.
-        low, high: its 95 % bootstrap interval.
+        low, high: its 95 % bootstrap interval; None where either law has none.
     """
 
     accuracy: float
     ratio: float
-    low: float
-    high: float
+    low: float | None
+    high: float | None
+
+    @property
+    def interval(self) -> tuple[float, float] | None:
+        """Both ends."""
+        return None if self.low is None or self.high is None else (self.low, self.high)
 
 
 def compute_ratio(one: PowerLaw, other: PowerLaw, accuracy: float) -> Ratio | None:
     """How many times the compute of ``other`` does ``one`` take for an accuracy; None: no saying.
 
-    There is none where either family does not get better with compute.
+    There is none where either family does not get better with compute. The interval takes the laws
+    as independent: they have to be resampled with different seeds.
     """
     if one.exponent <= 0 or other.exponent <= 0:
         return None
+    ratio = one.compute(1 - accuracy) / other.compute(1 - accuracy)
+    if one.interval is None or other.interval is None:
+        return Ratio(accuracy, ratio, None, None)
     error = math.log(1 - accuracy)
     draws = []
     for law in (one, other):
         fall = np.maximum(law.draws[:, 1], 1e-3)
         draws.append(math.log(law.middle) + (law.draws[:, 0] - error) / fall)
     low, high = np.exp(np.clip(np.quantile(draws[0] - draws[1], (0.025, 0.975)), -50, 50))
-    ratio = one.compute(1 - accuracy) / other.compute(1 - accuracy)
     return Ratio(accuracy, ratio, float(low), float(high))
 
 

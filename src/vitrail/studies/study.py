@@ -1,14 +1,17 @@
 """A study from words to its page: define, open the folder, estimate, do the runs, show."""
 
+import contextlib
 import json
 import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from vitrail.data.sources import Spec
 from vitrail.kit.errors import Error
@@ -29,7 +32,7 @@ Say = Callable[[str], None]
 
 @dataclass(frozen=True, kw_only=True)
 class How:
-    """How a study is run; nothing of it changes a record but its seconds.
+    """How a study is run; of a record it changes the seconds and threads, and what hangs on those.
 
     Args:
         device: ``cpu``, ``cuda``, or None for the best there is.
@@ -181,14 +184,15 @@ def _do(
         own = device_for(how.device, 0)
         others = [_helper({**asked, "place": place}, how.jobs) for place in range(1, how.jobs)]
     try:
-        take_runs(
-            definition,
-            decoded(opened, definition),
-            folder,
-            device=own,
-            keep=how.keep,
-            told=_progress(definition, folder, costs, how.jobs, say) if rank == 0 else None,
-        )
+        with _own_share(how.jobs):
+            take_runs(
+                definition,
+                decoded(opened, definition),
+                folder,
+                device=own,
+                keep=how.keep,
+                told=_progress(definition, folder, costs, how.jobs, say) if rank == 0 else None,
+            )
     except BaseException:
         for other in others:
             other.terminate()  # it saves where it stands
@@ -208,10 +212,31 @@ def decoded(opened: StudyData, definition: Definition) -> StudyData:
     return opened.decoded(largest, sorted({point.seed for point in definition.points}))
 
 
+def threads_of(jobs: int) -> int:
+    """The threads of each of several processes on this machine: their share of its cores.
+
+    Where ``OMP_NUM_THREADS`` says how many, all of them have so many.
+    """
+    told = os.environ.get("OMP_NUM_THREADS", "")
+    return int(told) if told.isdecimal() and int(told) else max(1, (os.cpu_count() or 1) // jobs)
+
+
+@contextlib.contextmanager
+def _own_share(jobs: int) -> Iterator[None]:
+    """This process with no more threads than each of its helpers has."""
+    before = torch.get_num_threads()
+    if jobs > 1:
+        torch.set_num_threads(threads_of(jobs))
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
 def _helper(asked: Mapping[str, Any], jobs: int) -> subprocess.Popen[str]:
     """Another process of this study on this machine, which ends when this one does."""
-    threads = max(1, (os.cpu_count() or 1) // jobs)
-    environment = {"OMP_NUM_THREADS": str(threads), "OMP_WAIT_POLICY": "passive", **os.environ}
+    threads = {"OMP_NUM_THREADS": str(threads_of(jobs))}
+    environment = {"OMP_WAIT_POLICY": "passive", **os.environ, **threads}
     started = subprocess.Popen(
         [sys.executable, "-m", "vitrail.studies.worker"],
         stdin=subprocess.PIPE,

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from vitrail.data.loader import eval_batches
 from vitrail.data.sources import Source
@@ -25,6 +26,7 @@ from vitrail.recipes.several import diverged
 from vitrail.studies.data import StudyData
 from vitrail.studies.definition import Definition, Point, Record
 from vitrail.studies.folder import StudyFolder
+from vitrail.studies.grid import FINAL, validated
 from vitrail.studies.subsets import subset_rows
 from vitrail.training.checkpoint import FOLDER
 from vitrail.weights.folder import load_model
@@ -35,15 +37,16 @@ DRAWS = 3  # of the few shots, for each of which a run's accuracy is the mean
 
 
 def chosen_settings(point: Point, trials: Sequence[Record]) -> dict[str, Any]:
-    """The settings of the trial that is best on validation; of equals the first.
+    """The settings of the trial whose last weights are best on validation; of equals the first.
 
     Raises:
         Error: there is no trial that came to a figure.
     """
-    known = [t for t in trials if t["metrics"].get("val_top1") is not None]
+    name = validated(trials)
+    known = [trial for trial in trials if trial["metrics"].get(name) is not None]
     if not known:
         raise Error(f"{point.id} chooses among runs none of which has an accuracy on validation")
-    best = max(known, key=lambda trial: trial["metrics"]["val_top1"])
+    best = max(known, key=lambda trial: trial["metrics"][name])
     return dict(best["config"]["settings"])
 
 
@@ -75,11 +78,17 @@ def perform(
 ) -> Record:
     """Do a run, or go on with it, and return its record.
 
+    Where the run whose weights it starts from failed, or all of those that it chooses from, it has
+    failed with them: the study goes on.
+
     Raises:
         Error: the run cannot be done.
         Interrupted: asked to stop, with everything saved.
     """
     trials = [folder.record(id) for id in point.choose]
+    before = [] if point.start is None else [folder.record(point.start)]
+    if _all_failed(before) or _all_failed(trials):
+        return _failed(point, "what it starts from failed")
     words = words_of(point, trials)
     out = folder.runs / point.id
     splits = {"train": data.subset(point.images, point.seed, point.rest)}
@@ -88,7 +97,6 @@ def perform(
     start = None if point.start is None else folder.runs / point.start
     if start is not None:
         words["set"] = {k: v for k, v in words["set"].items() if not k.startswith("model.")}
-    config = point.to_json()
     try:
         train(
             splits,
@@ -102,8 +110,7 @@ def perform(
     except Error:
         if not diverged(out):
             raise
-        metrics: dict[str, Any] = {"failed": "its numbers were no longer finite", "top1": None}
-        return {"id": point.id, "config": config, "seed": point.seed, "metrics": metrics}
+        return _failed(point, "its numbers were no longer finite")
     about = json.loads((out / "config.json").read_text())["vitrail"]
     metrics = {
         **_told(out, about),
@@ -111,7 +118,16 @@ def perform(
     }
     if point.choose:
         metrics["chosen"] = chosen_settings(point, trials)
-    return {"id": point.id, "config": config, "seed": point.seed, "metrics": metrics}
+    return {"id": point.id, "config": point.to_json(), "seed": point.seed, "metrics": metrics}
+
+
+def _all_failed(records: Sequence[Record]) -> bool:
+    return bool(records) and all(record["metrics"].get("failed") for record in records)
+
+
+def _failed(point: Point, why: str) -> Record:
+    metrics = {"failed": why, "top1": None}
+    return {"id": point.id, "config": point.to_json(), "seed": point.seed, "metrics": metrics}
 
 
 def tidy(folder: StudyFolder, id: str, keep: str) -> None:
@@ -135,6 +151,7 @@ def _told(out: Path, about: Mapping[str, Any]) -> dict[str, Any]:
     val = about["metrics"].get("val", {})
     return {
         "val_top1": (best.get("val") or {}).get("top1"),
+        FINAL: val.get("top1"),
         "val_loss": val.get("loss"),
         "best_step": best.get("step"),
         "train_loss": float(np.mean(last)) if last else None,
@@ -146,6 +163,7 @@ def _told(out: Path, about: Mapping[str, Any]) -> dict[str, Any]:
         "macs": ledger["macs_per_image"],
         "seconds": done["seconds"],
         "images_per_second": ledger["training_rate"],
+        "threads": torch.get_num_threads(),
     }
 
 

@@ -4,7 +4,7 @@ export OMP_WAIT_POLICY ?= passive
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test slow check bench clean
+.PHONY: demo test slow check bench studies clean
 .DELETE_ON_ERROR:
 
 .venv/torch: constraints.txt
@@ -39,7 +39,11 @@ check: .venv/dev
 	$(BIN)/lint-imports
 
 bench: .venv/dev
-	for file in benchmarks/*.py; do $(BIN)/python $$file || exit 1; done
+	for file in $(filter-out benchmarks/studies.py,$(wildcard benchmarks/*.py)); do $(BIN)/python $$file || exit 1; done
+
+# Hours: every run of docs/studies.md. It may be stopped, and goes on.
+studies: .venv/dev
+	$(BIN)/python benchmarks/studies.py --data ../shared/data/cifar10 --jobs 2
 
 clean:
 	rm -rf .venv .pytest_cache .ruff_cache .import_linter_cache

@@ -7,6 +7,7 @@ import pytest
 from tests.studies.planted import points, record
 from vitrail.studies.data_size import show as show_sizes
 from vitrail.studies.definition import Ask
+from vitrail.studies.gaps import answer_of, lead_in_words
 from vitrail.studies.scaling import define as scaling_kind
 from vitrail.studies.scaling import show as show_scaling
 
@@ -231,7 +232,7 @@ def test_the_gap_does_what_its_interval_is_sure_of(small, large, noise, how):
     gap = next(sentence for sentence in shown.answer if "against" in sentence)
     assert gap.endswith(f"; {how}.")
     assert gap.startswith("CNN against ViT: ")
-    assert shown.answer[0].startswith("With 100 pictures CNN leads")
+    assert shown.answer[0].startswith(("With 100 pictures CNN leads", "With 100 pictures CNN has"))
     table = shown.tables[0]
     assert [row[0] for row in table.rows] == ["CNN", "ViT"]
     assert "±" in table.rows[0][1]
@@ -248,3 +249,32 @@ def test_one_seed_tells_no_change_of_a_gap():
 def test_means_stand_alone_without_intervals():
     shown = show_sizes(*sizes(0.1, 0.1), False)
     assert "±" not in shown.tables[0].rows[0][1]
+
+
+def test_who_leads_is_said_only_where_seeds_agree():
+    def runs(values):
+        return [
+            {"id": str(k), "config": {}, "seed": k, "metrics": {"top1": value}}
+            for k, value in enumerate(values)
+        ]
+
+    def said(**groups):
+        means = {name: sum(r["metrics"]["top1"] for r in g) / len(g) for name, g in groups.items()}
+        return lead_in_words(max(means, key=means.get), means, groups, "top1")
+
+    sure = {"one": runs([0.50, 0.51, 0.52]), "other": runs([0.30, 0.31, 0.33])}
+    assert said(**sure) == "one leads, with 51.00 %"
+    tie = {"one": runs([0.5, 0.3, 0.4]), "other": runs([0.3, 0.5, 0.39])}
+    assert said(**tie) == "one has the most, 40.00 %, not told apart from other"
+
+
+def test_one_model_alone_is_told_what_it_reaches():
+    _, records = sizes(0.1, 0.02)
+    alone = [one for one in records if one["config"]["line"] == "CNN"]
+    said, compared = answer_of(
+        ["CNN"], [100, 1000], {("CNN", 100, None): alone[:3], ("CNN", 1000, None): alone[3:]}, None
+    )
+    assert said[0].startswith("CNN: ")
+    assert " with 100 pictures, " in said[0]
+    assert said[0].endswith(" with 1,000 pictures.")
+    assert not compared

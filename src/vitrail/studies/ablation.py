@@ -31,7 +31,7 @@ from vitrail.studies.definition import (
 )
 from vitrail.studies.effects import show
 from vitrail.studies.folder import safe_id
-from vitrail.studies.grid import candidates, check_words, fixed_settings
+from vitrail.studies.grid import candidates, check_size, check_words, fixed_settings
 from vitrail.training.recipe import Duration, Model, Recipe, with_settings
 
 OWN = "changes"  # the name of the user's own comparison
@@ -57,6 +57,7 @@ def define(ask: Ask) -> Definition:
         )
     if len(ask.sizes) > 1:
         raise Error("ablation trains on one number of pictures: give one of --sizes")
+    check_size(ask)
     plan = _Plan(ask)
     for comparison, base in _bases(wanted, ask):
         plan.add(comparison, base)

@@ -38,6 +38,7 @@ from vitrail.studies.folder import safe_id
 from vitrail.studies.gaps import answer_of
 from vitrail.studies.grid import (
     candidates,
+    check_size,
     check_words,
     curve,
     fixed_settings,
@@ -108,11 +109,8 @@ def _sizes(ask: Ask) -> list[int]:
     whole = ask.train_images
     given = ask.sizes or (max(ask.classes, whole // 10), max(ask.classes, whole // 3), whole)
     sizes = sorted({size or whole for size in given})
+    check_size(ask)
     for size in sizes:
-        if size > whole:
-            raise Error(
-                f"--sizes {size}: the data have {whole:,} pictures to learn from, validation apart"
-            )
         if size < ask.classes:
             raise Error(
                 f"--sizes {size}: there are {ask.classes} classes, and each needs a picture"

@@ -10,6 +10,7 @@ from typing import Any
 
 from vitrail.kit.chart import MOST, Line, interval_chart, line_chart
 from vitrail.studies.definition import Definition, Figure, Record, Shown, Table
+from vitrail.studies.gaps import lead_in_words
 from vitrail.studies.grid import alike, curve, mean_of, paired, validated, verdict
 from vitrail.studies.statistics import Mean
 
@@ -239,7 +240,8 @@ def _answer(told: Mapping[str, Any], rows: Sequence[Row], name: str) -> list[str
     if not known:
         return []
     best = max(known, key=known.__getitem__)
-    said = [f"{told['title']}: {best} leads, with {100 * known[best]:.2f} %."]
+    of = {row.label: row.runs for row in rows if row.label in known}
+    said = [f"{told['title']}: {lead_in_words(best, known, of, name)}."]
     for row in rows[1:]:
         gap = _gap(row, baseline, name)
         if gap is None:

@@ -8,6 +8,7 @@ import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from vitrail.kit.errors import listing
 from vitrail.studies.definition import Record
 from vitrail.studies.grid import by_seed, mean_of, verdict
 from vitrail.studies.statistics import t_mean
@@ -20,7 +21,7 @@ def answer_of(
     stage: str | None,
 ) -> tuple[list[str], list[dict[str, Any]]]:
     """Who leads at the smallest and at the largest size, and whether the gap closes."""
-    said, compared = [], []
+    said, compared = _alone(lines, sizes, groups, stage), []
     for size in dict.fromkeys((sizes[0], sizes[-1])):
         means = {
             line: mean.mean
@@ -29,7 +30,8 @@ def answer_of(
         }
         if len(means) > 1:
             best = max(means, key=means.__getitem__)
-            said.append(f"With {size:,} pictures {best} leads, with {100 * means[best]:.2f} %.")
+            of = {line: groups[line, size, stage] for line in means}
+            said.append(f"With {size:,} pictures {lead_in_words(best, means, of, 'top1')}.")
     for one, other in itertools.combinations(lines, 2):
         gaps: list[tuple[int, dict[int, float]]] = []
         for size in sizes:
@@ -42,6 +44,42 @@ def answer_of(
         if len(gaps) > 1:
             said.append(_gap_words(one, other, gaps))
     return said or ["No run has been measured on test pictures yet."], compared
+
+
+def _alone(
+    lines: Sequence[str],
+    sizes: Sequence[int],
+    groups: Mapping[tuple[Any, ...], Sequence[Record]],
+    stage: str | None,
+) -> list[str]:
+    """What one model reaches by itself; nothing where there are others to compare it with."""
+    if len(lines) != 1:
+        return []
+    found = {size: mean_of(groups.get((lines[0], size, stage), ()), "top1") for size in sizes}
+    told = [f"{mean.words()} % with {size:,} pictures" for size, mean in found.items() if mean]
+    return [f"{lines[0]}: {', '.join(told)}."] if told else []
+
+
+def lead_in_words(
+    best: str, means: Mapping[str, float], groups: Mapping[str, Sequence[Record]], name: str
+) -> str:
+    """Who leads, or with whom it cannot be told apart.
+
+    Args:
+        best: of ``means``, the highest.
+        means: accuracy 0..1 by model or variant.
+        groups: their records.
+        name: of the metric.
+    """
+    score = f"{100 * means[best]:.2f} %"
+    level = []
+    for other, runs in groups.items():
+        differences = list(by_seed(groups[best], runs, name).values())
+        if other != best and verdict(t_mean(differences) if differences else None) != "better":
+            level.append(other)
+    if not level:
+        return f"{best} leads, with {score}"
+    return f"{best} has the most, {score}, not told apart from {listing(level, 3)}"
 
 
 def _gap_words(one: str, other: str, gaps: Sequence[tuple[int, Mapping[int, float]]]) -> str:

@@ -40,6 +40,16 @@ KINDS_OF = {  # which kinds take a flag that not all of them do
 FLAG_OF = {"duration": "--durations", "seed": "--first-seed"}  # what is no business of --set
 
 
+def check_size(ask: Ask) -> None:
+    """Refuse a number of pictures that the data do not have."""
+    for size in ask.sizes:
+        if size > ask.train_images:
+            raise Error(
+                f"--sizes {size}: the data have {ask.train_images:,} pictures to learn from, "
+                "validation apart"
+            )
+
+
 def check_words(ask: Ask, kind: str) -> None:
     """Refuse what a kind would otherwise pass over in silence.
 

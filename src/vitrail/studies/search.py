@@ -37,7 +37,15 @@ from vitrail.studies.definition import (
     Table,
 )
 from vitrail.studies.folder import safe_id
-from vitrail.studies.grid import alike, candidates, check_words, fixed_settings, mean_of, validated
+from vitrail.studies.grid import (
+    alike,
+    candidates,
+    check_size,
+    check_words,
+    fixed_settings,
+    mean_of,
+    validated,
+)
 from vitrail.studies.statistics import Mean, pareto
 
 STRIDES, RATIOS = (1, 2), (2.0, 4.0)
@@ -95,6 +103,7 @@ def _base(ask: Ask) -> Candidate:
         )
     if len(ask.sizes) > 1 or len(ask.durations) > 1:
         raise Error("search trains every candidate alike: give one of --sizes and of --durations")
+    check_size(ask)
     return found[0]
 
 

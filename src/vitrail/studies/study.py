@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from vitrail.data.sources import Spec
-from vitrail.kit.errors import Error
+from vitrail.kit.errors import Error, listing
 from vitrail.studies.data import StudyData, open_data
 from vitrail.studies.definition import Ask, Definition, Point
 from vitrail.studies.estimate import Estimate, estimate
@@ -291,14 +291,39 @@ def _told(definition: Definition, costs: Estimate, left: list[str], jobs: int) -
     trials = sum(point.role != "run" for point in definition.points)
     what = f"{len(definition.points)} runs" + (f", {trials} of them trials" if trials else "")
     done = len(definition.points) - len(left)
-    lines = [f"study: {definition.kind}, {what}, {costs.exaflops:.2g} exaFLOPs of training in all"]
+    lines = [
+        f"study: {definition.kind}, {what}, {operations(costs.exaflops)} of training in all",
+        *_plan(definition),
+    ]
     if done:
         lines.append(f"done:  {done} of them already")
     by = f" on {jobs} processes" if jobs > 1 else ""
     lines.append(
-        f"left:  {len(left)} runs, about {in_words(costs.total(left, jobs))}{by} at the most"
+        f"left:  {len(left)} runs, {in_words(costs.total(left, jobs))}{by} at the most, roughly"
     )
     return lines
+
+
+def operations(exaflops: float) -> str:
+    """Compute in the unit that suits it."""
+    for unit, size in (("exaFLOPs", 1.0), ("petaFLOPs", 1e-3), ("teraFLOPs", 1e-6)):
+        if exaflops >= size:
+            return f"{exaflops / size:.3g} {unit}"
+    return f"{exaflops / 1e-9:.3g} gigaFLOPs"
+
+
+def _plan(definition: Definition) -> list[str]:
+    """What will be trained: models, sizes, durations and seeds, in lines."""
+    runs = [point for point in definition.points if point.role == "run"] or definition.points
+    lines = listing(list(dict.fromkeys(point.line for point in runs)), 6)
+    sizes = dict.fromkeys(point.images for point in runs)
+    pictures = listing(["all" if size is None else f"{size:,}" for size in sizes], 6)
+    lengths = listing(list(dict.fromkeys(str(point.duration) for point in runs)), 6)
+    seeds = len({point.seed for point in runs})
+    return [
+        f"runs:  {lines}",
+        f"       on {pictures} pictures, for {lengths}, with {seeds} seed{'s' * (seeds != 1)}",
+    ]
 
 
 def _costs(definition: Definition, costs: Estimate, jobs: int) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 Run as a program it is the server (`serve SETTINGS OPTIONS`) or one of its workers (`worker OPTIONS
 FD`); both with an audit hook that writes every outgoing connection into a file. What a picture of
 the stand-in is, its bytes say: ``bad`` cannot be decoded, ``huge`` is too large, ``crash`` kills
-the worker, ``fail`` makes the model fail, ``nan`` is answered with one; all else is a picture.
+the worker, ``large`` takes a second to decode, ``fail`` makes the model fail, ``nan`` is answered with one; all else is a picture.
 """
 
 import json
@@ -39,6 +39,9 @@ class Sleeper:
             "gate": None,
         }
 
+    def is_large(self, data: bytes) -> bool:
+        return data.startswith(b"large")
+
     def prepare(self, data: bytes) -> np.ndarray:
         if data.startswith(b"bad"):
             raise Error("not a picture")
@@ -46,6 +49,8 @@ class Sleeper:
             raise TooManyPixels("too many pixels")
         if data.startswith(b"crash"):
             os.abort()
+        if data.startswith(b"large"):
+            time.sleep(1)
         return np.frombuffer(data[:16].ljust(16, b"\0"), np.uint8)
 
     def notes(self, data: bytes, extras: frozenset[str]) -> dict[str, np.ndarray]:

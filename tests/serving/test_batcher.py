@@ -21,8 +21,11 @@ class Model:
     def describe(self):
         return {}
 
+    def is_large(self, data: bytes) -> bool:
+        return data.startswith(b"large")
+
     def prepare(self, data: bytes) -> np.ndarray:
-        if data.startswith(b"slow"):
+        if data.startswith((b"slow", b"large")):
             time.sleep(0.5)
         if data == b"bad":
             raise Error("not a picture")
@@ -137,6 +140,23 @@ def test_a_picture_that_is_slow_to_decode_holds_up_nobody(running):
     assert set(answers) == {2}
     wait_for(answers, 2)
     assert model.batches == [["quick"], ["slow"]]
+
+
+def test_large_pictures_wait_for_each_other_and_nobody_waits_for_them(running):
+    model, batcher, answers = running
+    batcher.wait = 5
+    for number in range(4):
+        batcher.add(Picture(number, b"large %d" % number))
+    time.sleep(0.05)
+    began = time.monotonic()
+    batcher.add(Picture(9, b"quick"))
+    wait_for(answers, 1)
+    assert set(answers) == {9}
+    assert time.monotonic() - began < 0.4
+    wait_for(answers, 5)
+    assert model.batches[0] == ["quick"]
+    assert sorted(model.batches[1:]) == [[f"large {number}"] for number in range(4)]
+    assert time.monotonic() - began > 1.5  # one after the other
 
 
 def test_a_batch_waits_a_moment_for_what_is_being_decoded(running):

@@ -9,8 +9,12 @@ from concurrent.futures import ThreadPoolExecutor
 import httpx
 import pytest
 
+from tests.data.pictures import encoded, smooth
+from tests.data.test_decode import png
 from tests.serving.load import load
 from tests.serving.running import Running, answer_on, seconds_until
+
+PICTURE = encoded(smooth(32, 32))
 
 
 def computed(server: Running) -> list[str]:
@@ -75,6 +79,34 @@ def test_who_leaves_is_not_computed_for(serving):
         assert busy.result().status_code == 200
     assert computed(server) == ["busy"]
     assert next(entry["status"] for entry in server.log() if entry["event"] == "request") == 499
+
+
+def test_more_large_pictures_than_a_worker_takes_hold_up_no_small_one(serving):
+    server = serving(queue=40, batch_size=2)  # so that it takes four
+    with ThreadPoolExecutor(8) as pool:
+        large = [pool.submit(server.classify, b"large") for _ in range(6)]
+        seconds_until(lambda: server.metric("vitrail_queue") == 6, 5)
+        small = server.classify(b"small")
+        assert small.status_code == 200
+        assert small.elapsed.total_seconds() < 1
+        assert sum(one.done() for one in large) < 6
+        assert {one.result().status_code for one in large} == {200}
+    assert computed(server)[0] == "small"
+
+
+def test_eight_pictures_of_49_megapixels_hold_up_no_small_one(real):
+    large = png(7000, 7000, 8, 0, bytes(7001 * 7000))  # grey, and a small file
+    with ThreadPoolExecutor(8) as pool:
+        waiting = [pool.submit(real.classify, large) for _ in range(8)]
+        seconds_until(lambda: real.metric("vitrail_queue") == 8, 10)
+        for _ in range(5):
+            small = real.classify(PICTURE)
+            assert small.status_code == 200
+            assert small.elapsed.total_seconds() < 2
+        assert sum(one.done() for one in waiting) < 8
+        statuses = Counter(one.result().status_code for one in waiting)
+    assert set(statuses) <= {200, 504}
+    assert statuses[200] >= 1
 
 
 def test_a_slow_model_fills_its_batches(serving):

@@ -1,7 +1,8 @@
 """Dynamic batches in a worker: pictures are decoded as they come and computed as many as there are.
 
 While one batch is computed the next is decoded, by threads of their own, so a picture that is slow
-to decode holds up nobody else. A batch is what is decoded when the arithmetic is free, up to the
+to decode holds up nobody else. Large ones are set aside for one thread of their own: for the sake of
+memory, and because a few of them would otherwise keep all the others waiting. A batch is what is decoded when the arithmetic is free, up to the
 batch size; it waits only for pictures that are already here, never for any that might come. So a
 lone request is computed at once. What was given up, or is past its deadline, is not computed.
 """
@@ -28,6 +29,14 @@ class Model(Protocol):
 
     def describe(self) -> dict[str, Any]:
         """What `GET /v1/model` says of it."""
+        ...
+
+    def is_large(self, data: bytes) -> bool:
+        """Whether a file is to be decoded alone, by its header; called by several threads.
+
+        Raises:
+            Error, TooManyPixels: as `prepare`.
+        """
         ...
 
     def prepare(self, data: bytes) -> np.ndarray:
@@ -86,6 +95,7 @@ class Batcher:
         wait: seconds that a batch waits for pictures that are being decoded.
         decoders: threads that decode.
         computed: called after each batch with its size and seconds.
+        set_aside: called with the number of each picture that waits for the thread of large ones.
     """
 
     def __init__(
@@ -96,14 +106,16 @@ class Batcher:
         wait: float = 0.005,
         decoders: int = 1,
         computed: Callable[[int, float], None] = lambda size, seconds: None,
+        set_aside: Callable[[int], None] = lambda number: None,
     ):
         self.model, self.answer, self.size, self.wait = model, answer, size, wait
-        self._computed = computed
+        self._computed, self._set_aside = computed, set_aside
         self._pool = ThreadPoolExecutor(decoders, "decode")
+        self._large = ThreadPoolExecutor(1, "decode large")
         self._changed = threading.Condition()
         self._here: dict[int, Picture] = {}  # all that is not yet answered
         self._ready: deque[Picture] = deque()  # of these, decoded and not yet computed
-        self._decoding = 0
+        self._decoding = 0  # of these, without the large ones: no batch waits for them
         self._closed = False
 
     def add(self, picture: Picture) -> None:
@@ -138,13 +150,18 @@ class Batcher:
             if batch:
                 self._compute(batch)
         self._pool.shutdown(wait=False, cancel_futures=True)
+        self._large.shutdown(wait=False, cancel_futures=True)
 
-    def _decode(self, picture: Picture) -> None:
+    def _decode(self, picture: Picture, large: bool = False) -> None:
+        """Decode one, or hand it on where it is found to be large."""
         outcome, reason = "ok", None
         if picture.deadline <= time.monotonic():
             outcome = "dropped"
         else:
             try:
+                if not large and self.model.is_large(picture.data):
+                    self._hand_on(picture)
+                    return
                 picture.pixels = self.model.prepare(picture.data)
                 if picture.extras:
                     picture.notes = self.model.notes(picture.data, picture.extras)
@@ -158,10 +175,17 @@ class Batcher:
         if outcome != "ok":
             self._answer(picture, outcome, reason)
         with self._changed:
-            self._decoding -= 1
+            self._decoding -= not large
             if outcome == "ok":
                 self._ready.append(picture)
             self._changed.notify_all()
+
+    def _hand_on(self, picture: Picture) -> None:
+        self._set_aside(picture.number)
+        with self._changed:
+            self._decoding -= 1
+            self._changed.notify_all()
+        self._large.submit(self._decode, picture, large=True)
 
     def _gathered(self) -> list[Picture] | None:
         """The next batch, without those that nobody waits for; None when closed."""

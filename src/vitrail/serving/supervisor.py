@@ -30,12 +30,16 @@ class Worker:
 
     Args:
         command: starts it; the number of its socket is added.
-        room: pictures that it has in hand at most.
+        room: pictures that it has in hand at most, those apart that it has set aside.
+
+    Attributes:
+        hand: what it has and has not answered, by number.
+        aside: which of these are large and wait for each other, at nobody else's cost.
     """
 
     def __init__(self, command: Sequence[str], room: int):
         ours, theirs = socket.socketpair()
-        self._most, self.hand = room, dict[int, Item]()
+        self._most, self.hand, self.aside = room, dict[int, Item](), set[int]()
         self.sits = 0  # seconds, counted and not measured: a machine that was paused accuses nobody
         environment = {k: v for k, v in os.environ.items() if k != "VITRAIL_TOKEN"}
         with theirs:
@@ -59,7 +63,7 @@ class Worker:
     @property
     def room(self) -> int:
         """See `Carrier`."""
-        return self._most - len(self.hand)
+        return self._most - len(self.hand) + len(self.aside)
 
     def carry(self, item: Item) -> None:
         """See `Carrier`."""
@@ -112,7 +116,7 @@ class Supervisor:
         line: where their pictures come from.
         log: told of starts and deaths.
         count: how many.
-        room: pictures that each has in hand at most.
+        room: pictures that each has in hand at most, see `Worker`.
         stall: seconds past the deadline of a picture after which its worker is taken for dead.
         computed: told of each batch, its size and seconds.
 
@@ -229,6 +233,11 @@ class Supervisor:
         if head["kind"] == "batch":
             self.computed(head["size"], head["seconds"])
             return
+        if head["kind"] == "aside":
+            worker.aside.add(head["number"])
+            self.line.pump()
+            return
+        worker.aside.discard(head["number"])
         item = worker.hand.pop(head["number"], None)
         if item is None:
             return

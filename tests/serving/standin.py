@@ -83,11 +83,13 @@ def watch_connections(path: str) -> None:
 
 def main(kind: str, *rest: str) -> int:
     if kind == "serve":
+        from vitrail.serving import connections
         from vitrail.serving.server import serve
         from vitrail.serving.settings import Settings
 
         settings, options = json.loads(rest[0]), json.loads(rest[1])
         watch_connections(options["connections"])
+        connections.WRITE_SECONDS = options["write_seconds"]
         command = [sys.executable, "-m", "tests.serving.standin"]
         options["parent"] = os.getpid()
         worker = "real" if "model" in options else "worker"

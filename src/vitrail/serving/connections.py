@@ -1,24 +1,27 @@
 """Connections: uvicorn's HTTP/1.1 with the bounds that it does not have.
 
-A request's head must come in so many seconds, however slowly it drips; the number of connections
-is bounded; and a body cut into crumbs is refused, because each crumb costs far more to take apart
-than it costs to send.
+A request's head must come in so many seconds, however slowly it drips; a client that reads nothing
+of its answer for so many is cut off; the number of connections is bounded; a body cut into crumbs
+is refused, because each crumb costs far more to take apart than it costs to send; and so is a
+request that says in two ways how long it is, which a proxy may understand in the other one.
 """
 
 import asyncio
 import json
+import socket
 from typing import Any
 
 import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 HEAD_SECONDS, HEAD_BYTES = 10.0, 16 * 1024
+WRITE_SECONDS = 10.0  # in which a client must read something of what waits for it
 CRUMBS, CRUMB = 2000, 64  # after so many pieces of a body, their mean size in bytes is at least
 BUSY = b'{"error":"too many connections"}'
 
 
 class _Connection(h11.Connection):
-    """Counts the pieces of a body."""
+    """Counts the pieces of a body, and refuses one whose length is ambiguous."""
 
     pieces = size = 0
 
@@ -26,6 +29,11 @@ class _Connection(h11.Connection):
         event = super().next_event()
         if isinstance(event, h11.Request):
             self.pieces = self.size = 0
+            names = {name for name, _ in event.headers}
+            if b"transfer-encoding" in names and (
+                b"content-length" in names or event.http_version < b"1.1"
+            ):  # RFC 9112, 6.1
+                raise h11.RemoteProtocolError("a length and an encoding")
         elif isinstance(event, h11.Data):
             self.pieces += 1
             self.size += len(event.data)
@@ -44,10 +52,14 @@ class Protocol(H11Protocol):
         super().__init__(*args, **named)
         self.conn = _Connection(h11.SERVER, HEAD_BYTES)
         self._head_timer: asyncio.TimerHandle | None = None
+        self._write_timer: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: Any) -> None:
         """As asyncio has it."""
         super().connection_made(transport)
+        transport.set_write_buffer_limits(high=0)  # so that we are told of all that waits
+        # The system's buffer would hold megabytes for who reads slowly, and look as if nobody did.
+        transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 64 << 10)
         if len(self.connections) > self.most:
             self.counted(503)
             transport.write(
@@ -62,7 +74,18 @@ class Protocol(H11Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """As asyncio has it."""
         self._head_came()
+        self._was_read()
         super().connection_lost(exc)
+
+    def pause_writing(self) -> None:
+        """As asyncio has it."""
+        super().pause_writing()
+        self._await_reading()
+
+    def resume_writing(self) -> None:
+        """As asyncio has it."""
+        self._was_read()
+        super().resume_writing()
 
     def data_received(self, data: bytes) -> None:
         """As asyncio has it."""
@@ -105,6 +128,21 @@ class Protocol(H11Protocol):
 
     def _await_head(self) -> None:
         self._head_timer = self.loop.call_later(HEAD_SECONDS, self.transport.close)
+
+    def _await_reading(self) -> None:
+        left = self.transport.get_write_buffer_size()
+        self._write_timer = self.loop.call_later(WRITE_SECONDS, self._check_reading, left)
+
+    def _check_reading(self, before: int) -> None:
+        if self.transport.get_write_buffer_size() < before:
+            self._await_reading()  # slow, but it reads
+        else:
+            self.transport.abort()  # to close it would wait for the client
+
+    def _was_read(self) -> None:
+        if self._write_timer is not None:
+            self._write_timer.cancel()
+            self._write_timer = None
 
     def _head_came(self) -> None:
         if self._head_timer is not None:

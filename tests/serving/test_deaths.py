@@ -1,5 +1,6 @@
 """Processes that die: a worker is started again, and none outlives its server."""
 
+import datetime
 import os
 import signal
 from concurrent.futures import ThreadPoolExecutor
@@ -17,7 +18,7 @@ def killed(server: Running, picture: bytes) -> tuple[float, float]:
     (worker,) = server.workers()
     os.kill(worker, signal.SIGKILL)
     noticed = seconds_until(lambda: not server.ready(), 1, every=0.005)
-    served = seconds_until(lambda: server.classify(picture).status_code == 200, 15)
+    served = seconds_until(lambda: server.classify(picture).status_code == 200, 30)
     assert server.workers() != [worker]
     assert server.ready()
     return noticed, served
@@ -54,6 +55,27 @@ def test_a_picture_that_kills_its_worker_kills_nobody_elses_request(serving):
         answers = list(pool.map(server.classify, [b"fine"] * 8))
     assert [answer.status_code for answer in answers] == [200] * 8
     seconds_until(lambda: server.metric("vitrail_workers_ready") == 2, 10)
+
+
+def test_workers_that_die_quickly_are_started_again_ever_more_slowly(serving):
+    server = serving()
+    for deaths in range(1, 5):
+        assert server.classify(b"crash").status_code == 503
+        seconds_until(lambda: server.metric("vitrail_worker_restarts") == deaths, 5)
+        seconds_until(server.ready, 20)
+    log = server.log()
+    times = [
+        (entry["event"], datetime.datetime.fromisoformat(entry["time"]), entry.get("seconds", 0))
+        for entry in log
+        if entry["event"] in ("worker_died", "worker_ready")
+    ][1:]
+    pauses = [
+        (ready[1] - died[1]).total_seconds() - ready[2]
+        for died, ready in zip(times[::2], times[1::2], strict=True)
+    ]
+    assert pauses[0] < 0.4
+    for pause, least in zip(pauses, (0, 0.5, 1, 2), strict=True):
+        assert pause >= least - 0.05
 
 
 def test_a_worker_that_comes_back_as_another_model_is_refused(serving):

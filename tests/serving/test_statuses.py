@@ -187,7 +187,7 @@ def test_408_429_503_504_and_500(serving):
     (server.folder / "refuse").touch()  # the next worker will not start
     lost = server.classify(b"crash")
     assert "died" in problem(lost, 503)
-    assert lost.headers["retry-after"] == "1"
+    assert "retry-after" not in lost.headers  # who repeats it by itself kills the next one
     unready = server.classify(b"x")
     assert "ready" in problem(unready, 503)
     assert unready.headers["retry-after"] == "1"

@@ -127,7 +127,8 @@ def _check(answers: Sequence[Answer]) -> None:
     if "failed" in outcomes:
         raise Refused(500, "the model failed; the server's log says why")
     if "lost" in outcomes:
-        raise Refused(503, "the worker that had this picture died: try again", RETRY)
+        # Without Retry-After: the picture may be why, and would kill the next one too.
+        raise Refused(503, "the worker that had this picture died, perhaps of it")
     if "dropped" in outcomes:
         raise Refused(504, "no answer within the deadline", RETRY)
     if len(answers) == 1 and answers[0].outcome != "ok":

@@ -22,7 +22,8 @@ from vitrail.serving import wire
 from vitrail.serving.line import Answer, Item, Line
 from vitrail.serving.logs import Log
 
-PAUSES = (0.0, 0.5, 1.0, 2.0, 5.0, 10.0)  # seconds before one that dies unready is started again
+PAUSES = (0.0, 0.0, 0.5, 1.0, 2.0, 5.0, 10.0)  # seconds before a start, by the quick deaths before
+SETTLED = 10.0  # seconds for which a worker serves after which its death is none of these
 
 
 class Worker:
@@ -172,8 +173,8 @@ class Supervisor:
         deaths = 0
         while True:
             await asyncio.sleep(PAUSES[min(deaths, len(PAUSES) - 1)])
-            was_ready, end = await self._lifetime(place)
-            deaths = 0 if was_ready else deaths + 1
+            served, end = await self._lifetime(place)
+            deaths = 0 if served >= SETTLED else deaths + 1
             if self._first is not None and self._first.done():
                 self.log.say("worker_died", level="error", worker=place, **end)
                 self.restarts += 1
@@ -183,31 +184,32 @@ class Supervisor:
                     Error(f"the worker process died while it opened the model ({said})")
                 )
 
-    async def _lifetime(self, place: int) -> tuple[bool, dict[str, Any]]:
-        """Of one worker: whether it ever was ready, and how it ended."""
-        was_ready = False
+    async def _lifetime(self, place: int) -> tuple[float, dict[str, Any]]:
+        """Of one worker: the seconds for which it served, and how it ended."""
+        served = 0.0
         try:
             worker = Worker(self.command, self.room)
         except OSError as error:  # no memory, or too many processes: there may be some later
-            return False, {"reason": error.strerror}
+            return 0.0, {"reason": error.strerror}
         try:
-            was_ready = await self._serve(worker, place)
+            served = await self._serve(worker, place)
             await worker.ended()
         except Exception:  # a fault of ours must not end the supervision
             self.log.say("fault", level="error", traceback=traceback.format_exc())
         finally:
             self._bury(worker)
-        return was_ready, {"pid": worker.process.pid, "status": worker.process.returncode}
+        return served, {"pid": worker.process.pid, "status": worker.process.returncode}
 
-    async def _serve(self, worker: Worker, place: int) -> bool:
-        """Read a worker's frames until it is gone; whether it ever was ready."""
-        began = time.monotonic()
+    async def _serve(self, worker: Worker, place: int) -> float:
+        """Read a worker's frames until it is gone; the seconds for which it served."""
+        began, ready = time.monotonic(), None
         reader = await worker.opened()
         with contextlib.suppress(EOFError, ConnectionError):
             head, _ = await wire.read(reader)
             if not self._greeted(worker, head):
-                return False
-            seconds = round(time.monotonic() - began, 3)
+                return 0.0
+            ready = time.monotonic()
+            seconds = round(ready - began, 3)
             self.log.say("worker_ready", worker=place, pid=worker.process.pid, seconds=seconds)
             self.line.carriers.append(worker)
             self.line.pump()
@@ -215,7 +217,7 @@ class Supervisor:
                 self._first.set_result(None)
             while True:
                 self._heard(worker, *await wire.read(reader))
-        return worker in self.line.carriers
+        return 0.0 if ready is None else time.monotonic() - ready
 
     def _greeted(self, worker: Worker, head: Mapping[str, Any]) -> bool:
         """Take a worker's first words; whether it may serve."""

@@ -6,8 +6,11 @@ import signal
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+import torch
 
+import vitrail
 from tests.data.pictures import encoded, smooth
+from tests.export.small import sure_model
 from tests.serving.running import Running, alive, command, seconds_until
 
 PICTURE = encoded(smooth(40, 40))
@@ -90,6 +93,30 @@ def test_a_worker_that_comes_back_as_another_model_is_refused(serving):
     assert answer.status_code == 503
     (server.folder / "name").unlink()
     seconds_until(server.ready, 20)
+
+
+def test_a_folder_that_was_trained_again_is_refused(tmp_path):
+    """The same labels and sizes, other weights: a server restarted by half would answer both."""
+    model, folder = sure_model(), tmp_path / "model"
+    vitrail.save_model(model, folder)
+    with command(tmp_path / "server", folder, "--threads", 1) as server:
+        before = server.client.get("/v1/model").json()
+        with torch.no_grad():
+            model.head.bias.add_(1e-3)
+        vitrail.save_model(model, tmp_path / "other")
+        for path in (tmp_path / "other").iterdir():
+            path.replace(folder / path.name)
+        (worker,) = server.workers()
+        os.kill(worker, signal.SIGKILL)
+        seconds_until(lambda: any(e["event"] == "worker_refused" for e in server.log()), 60)
+        assert not server.ready()
+        assert server.classify(PICTURE).status_code == 503
+        (entry,) = [entry for entry in server.log() if entry["event"] == "worker_refused"][:1]
+        assert "restart" in entry["reason"]
+    with command(tmp_path / "restarted", folder, "--threads", 1) as server:
+        after = server.client.get("/v1/model").json()
+    assert len(before["weights_sha256"]) == 64
+    assert {name for name in before if before[name] != after[name]} == {"weights_sha256"}
 
 
 @pytest.mark.parametrize("busy", [False, True], ids=["idle", "in the middle of a batch"])

@@ -60,6 +60,8 @@ class ClassifierModel:
 
     def describe(self) -> dict[str, Any]:
         """See `Model`."""
+        from vitrail.serving.predict import identity
+
         classify = self.classify
         manifest = classify.manifest
         return {
@@ -73,6 +75,8 @@ class ClassifierModel:
             "device": classify.device,
             "precision": manifest.precision if manifest else "fp32",
             "gate": manifest.gate if manifest else None,
+            "weights_sha256": identity(classify)["model"],
+            "merge_tokens": manifest.merge_tokens if manifest else 0,
             "source_sha256": manifest.source_sha256 if manifest else None,
             "extras": ["attention"] if classify.attends else [],
         }

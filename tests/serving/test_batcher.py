@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from vitrail.kit.errors import Error
-from vitrail.serving.batcher import Batcher, Picture, likeliest
+from vitrail.serving.batcher import Batcher, Picture
+from vitrail.serving.classifier import likeliest
 
 
 class Model:
@@ -40,9 +41,10 @@ class Model:
         self.batches.append([bytes(row).decode().strip() for row in pixels])
         self.started.set()
         assert self.go.wait(10)
-        found = {
-            "probabilities": np.linspace(0, 1, 5, dtype=np.float32)[None].repeat(len(pixels), 0)
-        }
+        chances = np.linspace(0, 1, 5, dtype=np.float32)[None].repeat(len(pixels), 0)
+        chances[[name == "nan" for name in self.batches[-1]], 3] = np.nan
+        chances[[name == "inf" for name in self.batches[-1]], 2] = np.inf
+        found = {"probabilities": chances}
         if "map" in extras:
             found["map"] = np.arange(4.0).reshape(1, 2, 2).repeat(len(pixels), 0)
         return found
@@ -179,6 +181,25 @@ def test_faults_belong_to_those_who_have_them(running):
     assert answers[2][0] == "ok"
 
 
+def test_what_is_no_number_is_the_fault_of_its_own_picture(running):
+    model, batcher, answers = running
+    model.go.clear()
+    batcher.add(Picture(0, b"first"))
+    assert model.started.wait(5)
+    for number, data in enumerate((b"nan", b"fine", b"inf"), start=1):
+        batcher.add(Picture(number, data))
+    time.sleep(0.1)
+    model.go.set()
+    wait_for(answers, 4)
+    assert sorted(model.batches[1]) == ["fine", "inf", "nan"]
+    assert {number: answers[number][0] for number in range(1, 4)} == {
+        1: "failed",
+        2: "ok",
+        3: "failed",
+    }
+    assert "not a number" in answers[1][1]
+
+
 def test_other_outputs_go_to_who_asked(running):
     _, batcher, answers = running
     batcher.add(Picture(1, b"a", extras=frozenset({"map", "unknown"})))
@@ -192,3 +213,4 @@ def test_the_likeliest():
     chances = np.array([0.1, 0.4, 0.1, 0.4], np.float32)
     assert likeliest(chances, 3).tolist() == [1, 3, 0]
     assert likeliest(chances, 9).tolist() == [1, 3, 0, 2]
+    assert likeliest(np.stack([chances, -chances]), 2).tolist() == [[1, 3], [0, 2]]

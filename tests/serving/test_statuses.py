@@ -1,10 +1,14 @@
 """Each status that the contract names, triggered once, and what stands in its answer."""
 
+import dataclasses
 import json
+import os
+import shutil
 import socket
 import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import httpx
 import pytest
@@ -12,7 +16,8 @@ import pytest
 from tests.data.pictures import encoded, smooth
 from tests.data.test_decode import png
 from tests.serving.load import load
-from tests.serving.running import ANY, PNG, answer_on, seconds_until
+from tests.serving.running import ANY, PNG, answer_on, command, seconds_until
+from vitrail.export.bundle import read_manifest
 
 PICTURE = encoded(smooth(40, 40))
 TOKEN = "s3cret-token"
@@ -228,6 +233,24 @@ def test_the_model_says_what_it_is(real):
     assert said["gate"] is None
     assert said["limits"]["max_bytes"] == 20_000_000
     assert said["limits"]["max_pixels"] == 50_000_000
+
+
+def test_names_that_utf_8_cannot_hold(bundle, tmp_path, monkeypatch):
+    """A folder's name from an old system, a label with half of a pair of surrogates."""
+    folder = tmp_path / os.fsdecode(b"b\xfcndel")
+    shutil.copytree(bundle, folder)
+    manifest = read_manifest(folder)
+    labels = ["half \ud83d", *manifest.labels[1:]]
+    manifest = dataclasses.replace(manifest, labels=labels)
+    (folder / "bundle.json").write_text(json.dumps(manifest.to_json()))
+    monkeypatch.chdir(folder)  # the runtimes themselves take no such path
+    with command(tmp_path / "server", Path("."), "--threads", 1) as server:
+        said = server.client.get("/v1/model").json()
+        answer = server.classify(PICTURE, top_k=9)
+    assert said["name"] == folder.name
+    assert said["labels"] == labels
+    assert answer.status_code == 200
+    assert "half \ud83d" in {one["label"] for one in answer.json()["results"][0]["predictions"]}
 
 
 def test_no_url_is_ever_fetched(serving, model_folder):

@@ -20,6 +20,7 @@ import numpy as np
 
 from vitrail.data.decode import TooManyPixels
 from vitrail.kit.errors import Error
+from vitrail.serving.classifier import likeliest
 
 Arrays = dict[str, np.ndarray]
 
@@ -210,8 +211,7 @@ class Batcher:
             pixels = np.stack([picture.pixels for picture in batch if picture.pixels is not None])
             wanted = frozenset().union(*(picture.extras for picture in batch))
             found = self.model.outputs(pixels, wanted)
-            if not all(np.isfinite(array).all() for array in found.values()):
-                raise FloatingPointError("the model's answer is not a number")
+            finite = _finite_rows(found, len(batch))
         except Exception:
             reason = traceback.format_exc()
             for picture in batch:
@@ -220,6 +220,9 @@ class Batcher:
         self._computed(len(batch), time.monotonic() - began)
         chances = found.pop("probabilities")
         for row, picture in enumerate(batch):
+            if not finite[row]:
+                self._answer(picture, "failed", "the model's answer is not a number")
+                continue
             places = likeliest(chances[row], picture.top_k)
             arrays = {"places": places, "probabilities": chances[row][places]}
             arrays |= {name: found[name][row] for name in picture.extras if name in found}
@@ -238,6 +241,7 @@ class Batcher:
         self.answer(picture.number, outcome, reason, arrays or {})
 
 
-def likeliest(chances: np.ndarray, top_k: int) -> np.ndarray:
-    """Where the ``top_k`` largest of [k] are, largest first; of equals, the first."""
-    return np.argsort(-chances, kind="stable")[:top_k].astype(np.int64)
+def _finite_rows(found: Arrays, count: int) -> np.ndarray:
+    """Of a batch's outputs, which rows [count] hold numbers alone."""
+    rows = [np.isfinite(array).reshape(count, -1).all(1) for array in found.values()]
+    return np.logical_and.reduce(rows)

@@ -26,6 +26,8 @@ class Sleeper:
 
     def __init__(self, seconds: float, trace: str | None, start: float = 0.0):
         time.sleep(start)
+        while trace and Path(trace).with_name("hang").exists():
+            time.sleep(0.1)
         self.seconds, self.trace = seconds, trace
 
     def describe(self) -> dict:

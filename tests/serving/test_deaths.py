@@ -1,8 +1,11 @@
 """Processes that die: a worker is started again, and none outlives its server."""
 
+import asyncio
 import datetime
 import os
 import signal
+import sys
+import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -12,6 +15,7 @@ import vitrail
 from tests.data.pictures import encoded, smooth
 from tests.export.small import sure_model
 from tests.serving.running import Running, alive, command, seconds_until
+from vitrail.serving.supervisor import Worker
 
 PICTURE = encoded(smooth(40, 40))
 
@@ -133,6 +137,40 @@ def test_no_worker_outlives_a_killed_server(serving, busy):
     server.process.kill()
     server.process.wait()
     seconds_until(lambda: not any(alive(pid) for pid in workers), 5)
+
+
+def test_a_worker_that_hangs_while_it_opens_the_model_is_killed(serving):
+    server = serving(stall_seconds=0.5)
+    (worker,) = server.workers()
+    (server.folder / "hang").touch()
+    os.kill(worker, signal.SIGKILL)
+    seconds_until(lambda: any(e["event"] == "worker_stalled" for e in server.log()), 90)
+    assert server.classify().status_code == 503  # and it is there
+    (server.folder / "hang").unlink()
+    seconds_until(server.ready, 30)
+
+
+def test_a_process_that_does_not_die_holds_up_nobody():
+    """As one that waits for a disk: killed, and still there."""
+
+    async def check() -> None:
+        worker = Worker([sys.executable, "-c", "import time; time.sleep(60)"], 1)
+        kill, worker.process.kill = worker.process.kill, lambda: None
+        try:
+            worker.end()
+            ended = asyncio.create_task(worker.ended(1.0))
+            began = time.monotonic()
+            await asyncio.sleep(0.1)
+            assert time.monotonic() - began < 0.9
+            assert not ended.done()
+            await ended
+            assert worker.process.returncode is None
+        finally:
+            kill()
+            await worker.ended(10)
+        assert worker.process.returncode == -signal.SIGKILL
+
+    asyncio.run(check())
 
 
 def test_a_worker_that_hangs_is_killed(serving):

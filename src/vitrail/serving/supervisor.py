@@ -2,7 +2,8 @@
 
 A worker's socket closes when it dies, whatever killed it, so its death is known at once: what it
 had in hand is answered as lost, what waits in the line waits for the next. A worker that does not
-answer for long is killed. One that comes back as another model than the first is refused.
+answer for long, or takes far longer to open the model than the first one did, is killed. One that
+comes back as another model than the first is refused.
 """
 
 import asyncio
@@ -23,6 +24,8 @@ from vitrail.serving.line import Answer, Item, Line
 from vitrail.serving.logs import Log
 
 PAUSES = (0.0, 0.0, 0.5, 1.0, 2.0, 5.0, 10.0)  # seconds before a start, by the quick deaths before
+REAPING = 10.0  # seconds in which a killed process is gone, unless the system holds it
+OPENING = 5.0  # times what the first worker took to open the model, and a worker is taken for dead
 SETTLED = 10.0  # seconds for which a worker serves after which its death is none of these
 
 
@@ -87,21 +90,20 @@ class Worker:
         """The first deadline of what it has in hand, by the monotonic clock."""
         return min((item.deadline for item in self.hand.values()), default=float("inf"))
 
-    async def ended(self) -> None:
+    async def ended(self, seconds: float = 0.5) -> None:
         """Wait a moment for a process that closed its socket: its status says why."""
-        for _ in range(50):
+        for _ in range(round(seconds * 100)):
             if self.process.poll() is not None:
                 return
             await asyncio.sleep(0.01)
 
     def end(self) -> None:
-        """Close its socket, and kill it: it has nothing to save."""
+        """Close its socket, and kill it: it has nothing to save; `ended` then buries it."""
         if self._writer is not None:
             self._writer.close()
         else:
             self._socket.close()
         self.process.kill()
-        self.process.wait()
 
     def _write(self, *parts: bytes | bytearray) -> None:
         assert self._writer is not None
@@ -118,7 +120,8 @@ class Supervisor:
         log: told of starts and deaths.
         count: how many.
         room: pictures that each has in hand at most, see `Worker`.
-        stall: seconds past the deadline of a picture after which its worker is taken for dead.
+        stall: seconds past the deadline of a picture after which its worker is taken for dead;
+            and in which one that is started again may at least take to open the model.
         computed: told of each batch, its size and seconds.
 
     Attributes:
@@ -141,6 +144,8 @@ class Supervisor:
         self.model: dict[str, Any] = {}
         self.restarts = 0
         self._first: asyncio.Future[None] | None = None
+        self._opening: dict[Worker, int] = {}  # seconds, counted as `Worker.sits`
+        self._most_opening = float("inf")
         self._tasks: list[asyncio.Task[None]] = []
 
     @property
@@ -198,6 +203,7 @@ class Supervisor:
             self.log.say("fault", level="error", traceback=traceback.format_exc())
         finally:
             self._bury(worker)
+            await worker.ended(REAPING)  # not process.wait: it would hold up everybody
         return served, {"pid": worker.process.pid, "status": worker.process.returncode}
 
     async def _serve(self, worker: Worker, place: int) -> float:
@@ -205,7 +211,11 @@ class Supervisor:
         began, ready = time.monotonic(), None
         reader = await worker.opened()
         with contextlib.suppress(EOFError, ConnectionError):
-            head, _ = await wire.read(reader)
+            self._opening[worker] = 0
+            try:
+                head, _ = await wire.read(reader)
+            finally:
+                del self._opening[worker]
             if not self._greeted(worker, head):
                 return 0.0
             ready = time.monotonic()
@@ -214,6 +224,7 @@ class Supervisor:
             self.line.carriers.append(worker)
             self.line.pump()
             if self._first is not None and not self._first.done():
+                self._most_opening = max(self.stall, OPENING * seconds)
                 self._first.set_result(None)
             while True:
                 self._heard(worker, *await wire.read(reader))
@@ -263,8 +274,15 @@ class Supervisor:
             for worker in [one for one in self.line.carriers if isinstance(one, Worker)]:
                 worker.sits = worker.sits + 1 if time.monotonic() > worker.sits_since() else 0
                 if worker.sits > self.stall:
-                    self.log.say("worker_stalled", level="error", pid=worker.process.pid)
-                    worker.process.kill()
+                    self._kill(worker)
+            for worker in self._opening:
+                self._opening[worker] += 1
+                if self._opening[worker] > self._most_opening:
+                    self._kill(worker)
+
+    def _kill(self, worker: Worker) -> None:
+        self.log.say("worker_stalled", level="error", pid=worker.process.pid)
+        worker.process.kill()
 
 
 def worker_command(model: Mapping[str, Any], wait: float) -> list[str]:

@@ -281,6 +281,39 @@ def test_no_url_is_ever_fetched(serving, model_folder):
     assert len(seen) <= 1  # the server's own address, before it listens
 
 
+def test_an_answer_is_counted_and_logged_once_and_only_if_it_was_given(serving):
+    server = serving(connections=3)
+    head = b"POST /v1/classify HTTP/1.1\r\nHost: x\r\nContent-Type: %b\r\n"
+    chunked = b"Transfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n"
+    seen = Counter()
+    # refused by a route, and damaged while the rest of the body is thrown away
+    with server.open() as connection:
+        connection.sendall(head % b"a/b" + chunked)
+        time.sleep(0.5)
+        connection.sendall(b"no length at all\r\n")
+        seen[answer_on(connection)[0]] += 1
+    # damaged before anybody answered; and no HTTP at all
+    for text in (head % b"image/png" + chunked + b"no length at all\r\n", b"hello\r\n\r\n"):
+        with server.open() as connection:
+            connection.sendall(text)
+            seen[answer_on(connection)[0]] += 1
+    held = [server.open() for _ in range(3)]
+    try:
+        time.sleep(0.2)
+        with server.open() as connection:
+            seen[answer_on(connection)[0]] += 1
+    finally:
+        for connection in held:
+            connection.close()
+    seconds_until(server.ready, 5)
+    assert seen == {415: 1, 400: 2, 503: 1}
+    for status, count in seen.items():
+        assert server.metric("vitrail_requests_total", status=str(status)) == count
+    logged = Counter(e["status"] for e in server.log() if e["event"] == "request")
+    # of the second its own request says 499: it was not read to its end
+    assert logged == seen + Counter({499: 1})
+
+
 def test_metrics_are_what_clients_counted(serving):
     server = serving(queue=1000)
     bodies = [b"fine", b"fine", b"bad", b"huge", b"fine"]

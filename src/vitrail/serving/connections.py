@@ -46,7 +46,7 @@ class Protocol(H11Protocol):
     """See the module's head. Made by `protocol`, which sets the two fields."""
 
     most: int = 1000
-    counted: Any = staticmethod(lambda status: None)  # told of answers that no route gave
+    told: Any = staticmethod(lambda status, client: None)  # of answers that no route gave
 
     def __init__(self, *args: Any, **named: Any):
         super().__init__(*args, **named)
@@ -61,13 +61,13 @@ class Protocol(H11Protocol):
         # The system's buffer would hold megabytes for who reads slowly, and look as if nobody did.
         transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 64 << 10)
         if len(self.connections) > self.most:
-            self.counted(503)
             transport.write(
                 b"HTTP/1.1 503 Service Unavailable\r\nConnection: close\r\nRetry-After: 1\r\n"
                 b"Content-Type: application/json\r\nContent-Length: %d\r\n\r\n%b"
                 % (len(BUSY), BUSY)
             )
             transport.close()
+            self.told(503, self.client)
             return
         self._await_head()
 
@@ -104,8 +104,7 @@ class Protocol(H11Protocol):
             self._head_came()
 
     def send_400_response(self, msg: str) -> None:
-        """As uvicorn has it, in JSON and counted."""
-        self.counted(400)
+        """As uvicorn has it, in JSON, counted and logged where it is given."""
         if self.cycle is not None and not self.cycle.response_complete:  # the body went wrong
             self.cycle.disconnected = True
             self.cycle.message_event.set()
@@ -122,6 +121,7 @@ class Protocol(H11Protocol):
                 h11.EndOfMessage(),
             ):
                 self.transport.write(self.conn.send(event) or b"")
+            self.told(400, self.client)
         except h11.LocalProtocolError:  # in the middle of an answer
             pass
         self.transport.close()
@@ -150,6 +150,6 @@ class Protocol(H11Protocol):
             self._head_timer = None
 
 
-def protocol(connections: int, counted: Any) -> type[Protocol]:
+def protocol(connections: int, told: Any) -> type[Protocol]:
     """The class of a server's connections."""
-    return type("Protocol", (Protocol,), {"most": connections, "counted": staticmethod(counted)})
+    return type("Protocol", (Protocol,), {"most": connections, "told": staticmethod(told)})

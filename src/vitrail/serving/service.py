@@ -65,6 +65,11 @@ class Service:
         """Whether requests should come here."""
         return self.supervisor.ready > 0 and not self.draining
 
+    def answered_unasked(self, status: int, client: tuple[str, int] | None) -> None:
+        """Count and log an answer that no route gave: to no HTTP, or to one connection too many."""
+        self.metrics.answered(status, 0.0)
+        self.log.say("request", client=client[0] if client else None, status=status)
+
     def check(self) -> None:
         """Whether a picture would be taken now; asked before a body is read.
 

@@ -3,7 +3,8 @@
 Run as a program it is the server (`serve SETTINGS OPTIONS`) or one of its workers (`worker OPTIONS
 FD`); both with an audit hook that writes every outgoing connection into a file. What a picture of
 the stand-in is, its bytes say: ``bad`` cannot be decoded, ``huge`` is too large, ``crash`` kills
-the worker, ``large`` takes a second to decode, ``fail`` makes the model fail, ``nan`` is answered with one; all else is a picture.
+the worker, ``loud`` makes it write to stderr and stdout, ``large`` takes a second to decode,
+``fail`` makes the model fail, ``nan`` is answered with one; all else is a picture.
 """
 
 import json
@@ -51,6 +52,9 @@ class Sleeper:
             raise TooManyPixels("too many pixels")
         if data.startswith(b"crash"):
             os.abort()
+        if data.startswith(b"loud"):
+            os.write(2, b"a library warns:\n\xff\n" + b"long" * 2000 + b"\n")
+            print("and prints", flush=True)
         if data.startswith(b"large"):
             time.sleep(1)
         return np.frombuffer(data[:16].ljust(16, b"\0"), np.uint8)

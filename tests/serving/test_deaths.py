@@ -68,7 +68,7 @@ def test_workers_that_die_quickly_are_started_again_ever_more_slowly(serving):
     server = serving()
     for deaths in range(1, 5):
         assert server.classify(b"crash").status_code == 503
-        seconds_until(lambda: server.metric("vitrail_worker_restarts") == deaths, 5)
+        seconds_until(lambda n=deaths: server.metric("vitrail_worker_restarts") == n, 5)
         seconds_until(server.ready, 20)
     log = server.log()
     times = [

@@ -119,7 +119,7 @@ def test_a_slow_model_fills_its_batches(serving):
 
 
 def check_flood(server: Running, seconds: float, most_ms: float) -> dict[str, float]:
-    """A model of 8 pictures in 0.4 s, asked by 120 clients: over ten times what it can."""
+    """A model of 8 pictures in 0.4 s, asked by 120 clients: nine times and more what it can."""
     assert server.classify().status_code == 200
     before = server.memory()
     found = load(server.port, clients=120, seconds=seconds, pause=0.3)
@@ -141,12 +141,12 @@ def check_flood(server: Running, seconds: float, most_ms: float) -> dict[str, fl
     return {**figures, "recovery_s": recovery, "grown_mb": grown, "offered": len(found) / seconds}
 
 
-def test_ten_times_too_much_for_a_moment(serving):
+def test_nine_times_too_much_for_a_moment(serving):
     check_flood(serving(seconds=0.4, queue=64, batch_size=8), 3, most_ms=500)
 
 
 @pytest.mark.slow
-def test_ten_times_too_much_for_a_minute(serving, capsys):
+def test_nine_times_too_much_for_a_minute(serving, capsys):
     figures = check_flood(serving(seconds=0.4, queue=64, batch_size=8), 60, most_ms=50)
     with capsys.disabled():
         print(figures)

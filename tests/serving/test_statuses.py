@@ -314,6 +314,17 @@ def test_an_answer_is_counted_and_logged_once_and_only_if_it_was_given(serving):
     assert logged == seen + Counter({499: 1})
 
 
+def test_what_a_worker_writes_is_in_the_log_as_json(serving):
+    server = serving()
+    (worker,) = server.workers()
+    assert server.classify(b"loud").status_code == 200
+    said = lambda: [e for e in server.log() if e["event"] == "worker_said"]  # noqa: E731
+    seconds_until(lambda: len(said()) == 5, 5)
+    assert {entry["pid"] for entry in said()} == {worker}
+    lines = [entry["line"] for entry in said()]
+    assert lines == ["a library warns:", "\\xff", "long" * 1024, "long" * 976, "and prints"]
+
+
 def test_metrics_are_what_clients_counted(serving):
     server = serving(queue=1000)
     bodies = [b"fine", b"fine", b"bad", b"huge", b"fine"]

@@ -1,10 +1,11 @@
 """Dynamic batches in a worker: pictures are decoded as they come and computed as many as there are.
 
 While one batch is computed the next is decoded, by threads of their own, so a picture that is slow
-to decode holds up nobody else. Large ones are set aside for one thread of their own: for the sake of
-memory, and because a few of them would otherwise keep all the others waiting. A batch is what is decoded when the arithmetic is free, up to the
-batch size; it waits only for pictures that are already here, never for any that might come. So a
-lone request is computed at once. What was given up, or is past its deadline, is not computed.
+to decode holds up nobody else. Large ones are set aside for one thread of their own: for the sake
+of memory, and because a few of them would otherwise keep all the others waiting. A batch is what is
+decoded when the arithmetic is free, up to the batch size; it waits only for pictures that are
+already here (the large ones apart), never for any that might come. So a lone request is computed at
+once. What was given up, or is past its deadline, is not computed.
 """
 
 import threading

@@ -13,9 +13,10 @@ import os
 import socket
 import subprocess
 import sys
+import threading
 import time
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from vitrail.kit.errors import Error
@@ -24,6 +25,7 @@ from vitrail.serving.line import Answer, Item, Line
 from vitrail.serving.logs import Log
 
 PAUSES = (0.0, 0.0, 0.5, 1.0, 2.0, 5.0, 10.0)  # seconds before a start, by the quick deaths before
+LINE = 4096  # bytes of what a worker writes that are logged as one line, at most
 REAPING = 10.0  # seconds in which a killed process is gone, unless the system holds it
 OPENING = 5.0  # times what the first worker took to open the model, and a worker is taken for dead
 SETTLED = 10.0  # seconds for which a worker serves after which its death is none of these
@@ -51,13 +53,22 @@ class Worker:
                 [*command, str(theirs.fileno())],
                 pass_fds=[theirs.fileno()],
                 stdin=subprocess.DEVNULL,
-                stdout=2,  # stdout is the server's, to say where it listens
+                stdout=subprocess.PIPE,  # what it says goes into the log
+                stderr=subprocess.STDOUT,
                 env=environment,
                 process_group=0,  # a terminal's Ctrl-C is not for it
             )
         ours.setblocking(False)
         self._socket = ours
         self._writer: asyncio.StreamWriter | None = None
+
+    def said(self) -> Iterator[str]:
+        """The lines that it writes, for a thread that waits for them; longer ones in parts."""
+        assert self.process.stdout is not None
+        with self.process.stdout as pipe:
+            while line := pipe.readline(LINE):
+                if text := line.decode("utf-8", "backslashreplace").rstrip():
+                    yield text
 
     async def opened(self) -> asyncio.StreamReader:
         """Where its frames are read."""
@@ -196,6 +207,7 @@ class Supervisor:
             worker = Worker(self.command, self.room)
         except OSError as error:  # no memory, or too many processes: there may be some later
             return 0.0, {"reason": error.strerror}
+        threading.Thread(target=self._log_said, args=(worker,), daemon=True).start()
         try:
             served = await self._serve(worker, place)
             await worker.ended()
@@ -205,6 +217,10 @@ class Supervisor:
             self._bury(worker)
             await worker.ended(REAPING)  # not process.wait: it would hold up everybody
         return served, {"pid": worker.process.pid, "status": worker.process.returncode}
+
+    def _log_said(self, worker: Worker) -> None:
+        for line in worker.said():
+            self.log.say("worker_said", level="warning", pid=worker.process.pid, line=line)
 
     async def _serve(self, worker: Worker, place: int) -> float:
         """Read a worker's frames until it is gone; the seconds for which it served."""

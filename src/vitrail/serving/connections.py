@@ -46,7 +46,8 @@ class Protocol(H11Protocol):
     """See the module's head. Made by `protocol`, which sets the two fields."""
 
     most: int = 1000
-    told: Any = staticmethod(lambda status, client: None)  # of answers that no route gave
+    # Of answers that no route gave; the client is None where its request is logged anyhow.
+    told: Any = staticmethod(lambda status, client: None)
 
     def __init__(self, *args: Any, **named: Any):
         super().__init__(*args, **named)
@@ -105,7 +106,8 @@ class Protocol(H11Protocol):
 
     def send_400_response(self, msg: str) -> None:
         """As uvicorn has it, in JSON, counted and logged where it is given."""
-        if self.cycle is not None and not self.cycle.response_complete:  # the body went wrong
+        request = self.cycle is not None and not self.cycle.response_complete
+        if request:  # its body went wrong
             self.cycle.disconnected = True
             self.cycle.message_event.set()
         try:
@@ -121,7 +123,9 @@ class Protocol(H11Protocol):
                 h11.EndOfMessage(),
             ):
                 self.transport.write(self.conn.send(event) or b"")
-            self.told(400, self.client)
+            if request:
+                self.cycle.scope["instead"] = 400  # of whatever its route would have said
+            self.told(400, None if request else self.client)
         except h11.LocalProtocolError:  # in the middle of an answer
             pass
         self.transport.close()

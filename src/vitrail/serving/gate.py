@@ -167,7 +167,7 @@ class Passage:
             client=client[0] if client else None,
             method=self.scope["method"],
             path=self.scope["path"][:200],
-            status=499 if self.gone else self.status,
+            status=self.scope.get("instead", 499 if self.gone else self.status),
             bytes=self.count,
             ms=round(1000 * (time.monotonic() - self.began), 1),
             **self.scope.get("log", {}),

@@ -66,9 +66,13 @@ class Service:
         return self.supervisor.ready > 0 and not self.draining
 
     def answered_unasked(self, status: int, client: tuple[str, int] | None) -> None:
-        """Count and log an answer that no route gave: to no HTTP, or to one connection too many."""
+        """Count an answer that no route gave: to no HTTP, or to one connection too many.
+
+        It is logged too, unless the client is None: then its request says it.
+        """
         self.metrics.answered(status, 0.0)
-        self.log.say("request", client=client[0] if client else None, status=status)
+        if client is not None:
+            self.log.say("request", client=client[0], status=status)
 
     def check(self) -> None:
         """Whether a picture would be taken now; asked before a body is read.

@@ -124,7 +124,8 @@ class Protocol(H11Protocol):
             ):
                 self.transport.write(self.conn.send(event) or b"")
             if request:
-                self.cycle.scope["instead"] = 400  # of whatever its route would have said
+                scope: Any = self.cycle.scope
+                scope["instead"] = 400  # of whatever its route would have said
             self.told(400, None if request else self.client)
         except h11.LocalProtocolError:  # in the middle of an answer
             pass

@@ -114,6 +114,7 @@ def standin_words(
     seconds: float = 0.0,
     start: float = 0.0,
     model: str | None = None,
+    write_seconds: float = 10.0,
     **settings: Any,
 ) -> list[str]:
     """What starts a server whose model sleeps, or is a real one."""
@@ -122,6 +123,7 @@ def standin_words(
         "start": start,
         "trace": str(folder / "trace"),
         "connections": str(folder / "connections"),
+        "write_seconds": write_seconds,
         "refuse": str(folder / "refuse"),
         "batch_size": settings.get("batch_size", 8),
     }

@@ -3,7 +3,8 @@
 Run as a program it is the server (`serve SETTINGS OPTIONS`) or one of its workers (`worker OPTIONS
 FD`); both with an audit hook that writes every outgoing connection into a file. What a picture of
 the stand-in is, its bytes say: ``bad`` cannot be decoded, ``huge`` is too large, ``crash`` kills
-the worker, ``fail`` makes the model fail, ``nan`` is answered with one; all else is a picture.
+the worker, ``loud`` makes it write to stderr and stdout, ``large`` takes a second to decode,
+``fail`` makes the model fail, ``nan`` is answered with one; all else is a picture.
 """
 
 import json
@@ -26,6 +27,8 @@ class Sleeper:
 
     def __init__(self, seconds: float, trace: str | None, start: float = 0.0):
         time.sleep(start)
+        while trace and Path(trace).with_name("hang").exists():
+            time.sleep(0.1)
         self.seconds, self.trace = seconds, trace
 
     def describe(self) -> dict:
@@ -39,6 +42,9 @@ class Sleeper:
             "gate": None,
         }
 
+    def is_large(self, data: bytes) -> bool:
+        return data.startswith(b"large")
+
     def prepare(self, data: bytes) -> np.ndarray:
         if data.startswith(b"bad"):
             raise Error("not a picture")
@@ -46,6 +52,11 @@ class Sleeper:
             raise TooManyPixels("too many pixels")
         if data.startswith(b"crash"):
             os.abort()
+        if data.startswith(b"loud"):
+            os.write(2, b"a library warns:\n\xff\n" + b"long" * 2000 + b"\n")
+            print("and prints", flush=True)
+        if data.startswith(b"large"):
+            time.sleep(1)
         return np.frombuffer(data[:16].ljust(16, b"\0"), np.uint8)
 
     def notes(self, data: bytes, extras: frozenset[str]) -> dict[str, np.ndarray]:
@@ -78,11 +89,13 @@ def watch_connections(path: str) -> None:
 
 def main(kind: str, *rest: str) -> int:
     if kind == "serve":
+        from vitrail.serving import connections
         from vitrail.serving.server import serve
         from vitrail.serving.settings import Settings
 
         settings, options = json.loads(rest[0]), json.loads(rest[1])
         watch_connections(options["connections"])
+        connections.WRITE_SECONDS = options["write_seconds"]
         command = [sys.executable, "-m", "tests.serving.standin"]
         options["parent"] = os.getpid()
         worker = "real" if "model" in options else "worker"

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from vitrail.kit.errors import Error
-from vitrail.serving.batcher import Batcher, Picture, likeliest
+from vitrail.serving.batcher import Batcher, Picture
+from vitrail.serving.classifier import likeliest
 
 
 class Model:
@@ -21,8 +22,11 @@ class Model:
     def describe(self):
         return {}
 
+    def is_large(self, data: bytes) -> bool:
+        return data.startswith(b"large")
+
     def prepare(self, data: bytes) -> np.ndarray:
-        if data.startswith(b"slow"):
+        if data.startswith((b"slow", b"large")):
             time.sleep(0.5)
         if data == b"bad":
             raise Error("not a picture")
@@ -37,9 +41,10 @@ class Model:
         self.batches.append([bytes(row).decode().strip() for row in pixels])
         self.started.set()
         assert self.go.wait(10)
-        found = {
-            "probabilities": np.linspace(0, 1, 5, dtype=np.float32)[None].repeat(len(pixels), 0)
-        }
+        chances = np.linspace(0, 1, 5, dtype=np.float32)[None].repeat(len(pixels), 0)
+        chances[[name == "nan" for name in self.batches[-1]], 3] = np.nan
+        chances[[name == "inf" for name in self.batches[-1]], 2] = np.inf
+        found = {"probabilities": chances}
         if "map" in extras:
             found["map"] = np.arange(4.0).reshape(1, 2, 2).repeat(len(pixels), 0)
         return found
@@ -139,6 +144,23 @@ def test_a_picture_that_is_slow_to_decode_holds_up_nobody(running):
     assert model.batches == [["quick"], ["slow"]]
 
 
+def test_large_pictures_wait_for_each_other_and_nobody_waits_for_them(running):
+    model, batcher, answers = running
+    batcher.wait = 5
+    for number in range(4):
+        batcher.add(Picture(number, b"large %d" % number))
+    time.sleep(0.05)
+    began = time.monotonic()
+    batcher.add(Picture(9, b"quick"))
+    wait_for(answers, 1)
+    assert set(answers) == {9}
+    assert time.monotonic() - began < 0.4
+    wait_for(answers, 5)
+    assert model.batches[0] == ["quick"]
+    assert sorted(model.batches[1:]) == [[f"large {number}"] for number in range(4)]
+    assert time.monotonic() - began > 1.5  # one after the other
+
+
 def test_a_batch_waits_a_moment_for_what_is_being_decoded(running):
     model, batcher, answers = running
     batcher.wait = 5
@@ -159,6 +181,25 @@ def test_faults_belong_to_those_who_have_them(running):
     assert answers[2][0] == "ok"
 
 
+def test_what_is_no_number_is_the_fault_of_its_own_picture(running):
+    model, batcher, answers = running
+    model.go.clear()
+    batcher.add(Picture(0, b"first"))
+    assert model.started.wait(5)
+    for number, data in enumerate((b"nan", b"fine", b"inf"), start=1):
+        batcher.add(Picture(number, data))
+    time.sleep(0.1)
+    model.go.set()
+    wait_for(answers, 4)
+    assert sorted(model.batches[1]) == ["fine", "inf", "nan"]
+    assert {number: answers[number][0] for number in range(1, 4)} == {
+        1: "failed",
+        2: "ok",
+        3: "failed",
+    }
+    assert "not a number" in answers[1][1]
+
+
 def test_other_outputs_go_to_who_asked(running):
     _, batcher, answers = running
     batcher.add(Picture(1, b"a", extras=frozenset({"map", "unknown"})))
@@ -172,3 +213,4 @@ def test_the_likeliest():
     chances = np.array([0.1, 0.4, 0.1, 0.4], np.float32)
     assert likeliest(chances, 3).tolist() == [1, 3, 0]
     assert likeliest(chances, 9).tolist() == [1, 3, 0, 2]
+    assert likeliest(np.stack([chances, -chances]), 2).tolist() == [[1, 3], [0, 2]]

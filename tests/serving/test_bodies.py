@@ -1,6 +1,7 @@
 """Bodies that are too large, too slow, in crumbs, or no form at all: what they cost the server."""
 
 import contextlib
+import os
 import socket
 import time
 
@@ -141,6 +142,46 @@ def test_slow_senders_are_cut_off(serving):
         with contextlib.suppress(ConnectionResetError):
             assert head.recv(100) == b""
         assert 8 < time.monotonic() - began < 12
+
+
+ASKED = b"GET /openapi.json HTTP/1.1\r\nHost: x\r\n\r\n"
+
+
+def never_read(server: Running) -> socket.socket:
+    """A connection whose answers wait at the server, because nobody reads them."""
+    connection = socket.socket()
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    connection.settimeout(0.5)
+    connection.connect(("127.0.0.1", server.port))
+    with contextlib.suppress(TimeoutError):
+        while True:
+            connection.sendall(ASKED * 100)
+    return connection
+
+
+def descriptors(server: Running) -> int:
+    return len(os.listdir(f"/proc/{server.process.pid}/fd"))
+
+
+def test_who_never_reads_is_cut_off(serving):
+    server = serving(write_seconds=2.0)
+    server.classify()
+    before = descriptors(server)
+    with never_read(server) as connection:
+        assert descriptors(server) == before + 1
+        seconds_until(lambda: descriptors(server) == before, 10)
+        with pytest.raises((ConnectionResetError, BrokenPipeError)):
+            connection.sendall(b"x")
+
+
+def test_who_reads_slowly_is_not_cut_off(serving):
+    server = serving(write_seconds=1.5)
+    with never_read(server) as connection:
+        answers, began = 0, time.monotonic()
+        while time.monotonic() - began < 4:
+            answers += len(connection.recv(4096))
+            time.sleep(0.02)
+        assert answers > 200_000
 
 
 def test_connections_are_bounded(serving):

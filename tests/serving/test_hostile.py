@@ -1,5 +1,6 @@
 """Files that are made to break a reader, through the real server; and requests that are noise."""
 
+import contextlib
 import json
 import random
 import time
@@ -9,7 +10,7 @@ import pytest
 from tests.data.hostile import bombs, oddities
 from tests.data.pictures import encoded, smooth
 from tests.data.test_hostile import GOOD
-from tests.serving.running import Running, command, memory, seconds_until
+from tests.serving.running import Running, answer_on, command, memory, seconds_until
 from tests.serving.test_bodies import peak
 
 PICTURE = encoded(smooth(40, 40))
@@ -128,6 +129,30 @@ def test_noise_is_refused(real):
     statuses = check_noise(real, 300, seed=1)
     assert statuses.get(400, 0) > 50
     assert statuses.get(200, 0) > 10
+
+
+@pytest.mark.parametrize(
+    ("version", "fields"),
+    [
+        (b"1.1", b"Content-Length: 5\r\nTransfer-Encoding: chunked\r\n"),
+        (b"1.1", b"transfer-encoding: chunked\r\ncontent-length: 42\r\n"),
+        (b"1.0", b"Transfer-Encoding: chunked\r\n"),
+    ],
+)
+def test_two_lengths_are_refused_and_the_connection_is_closed(real, version, fields):
+    """Where a proxy goes by the other one, the rest of the body would be a request of its own."""
+    smuggled = b"GET /v1/model HTTP/1.1\r\nHost: x\r\n\r\n"
+    with real.open() as connection:
+        connection.sendall(
+            b"POST /v1/classify HTTP/%b\r\nHost: x\r\nContent-Type: image/png\r\n%b\r\n"
+            b"0\r\n\r\n%b" % (version, fields, smuggled)
+        )
+        status, headers, body = answer_on(connection)
+        assert status == 400
+        assert headers["connection"] == "close"
+        assert "error" in json.loads(body)
+        with contextlib.suppress(ConnectionResetError):
+            assert connection.recv(1000) == b""
 
 
 @pytest.mark.slow

@@ -376,6 +376,27 @@ def test_a_busy_server_is_asked_again_after_the_time_it_says(visit):
     assert min(np.diff(times)) > 0.9
 
 
+def test_a_picture_of_which_the_worker_died_is_not_sent_again_by_itself(visit):
+    seen, times, dead = visit(), [], [True]
+
+    def killed(route):
+        times.append(time.monotonic())
+        if not dead:
+            return route.continue_()
+        words = "the worker that had this picture died, perhaps of it"
+        return route.fulfill(status=503, body=json.dumps({"error": words, "request_id": "1"}))
+
+    seen.page.route("**/v1/classify*", killed)
+    seen.drop({"a.png": (png(photo()), "image/png")})
+    problem = "The worker that had this picture died, perhaps of it."
+    expect(seen.page.locator("#list .problem")).to_have_text(problem)
+    seen.page.wait_for_timeout(1500)
+    assert len(times) == 1
+    dead.clear()
+    seen.page.get_by_role("button", name="Try a.png again").click()
+    expect(seen.page.locator(".top")).to_have_count(1)
+
+
 def test_a_server_that_is_gone_and_comes_back(visit):
     seen = visit()
     seen.page.route("**/v1/classify*", lambda route: route.abort("connectionrefused"))

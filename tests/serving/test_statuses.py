@@ -1,10 +1,14 @@
 """Each status that the contract names, triggered once, and what stands in its answer."""
 
+import dataclasses
 import json
+import os
+import shutil
 import socket
 import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import httpx
 import pytest
@@ -12,7 +16,8 @@ import pytest
 from tests.data.pictures import encoded, smooth
 from tests.data.test_decode import png
 from tests.serving.load import load
-from tests.serving.running import ANY, PNG, answer_on, seconds_until
+from tests.serving.running import ANY, PNG, answer_on, command, seconds_until
+from vitrail.export.bundle import read_manifest
 
 PICTURE = encoded(smooth(40, 40))
 TOKEN = "s3cret-token"
@@ -187,7 +192,7 @@ def test_408_429_503_504_and_500(serving):
     (server.folder / "refuse").touch()  # the next worker will not start
     lost = server.classify(b"crash")
     assert "died" in problem(lost, 503)
-    assert lost.headers["retry-after"] == "1"
+    assert "retry-after" not in lost.headers  # who repeats it by itself kills the next one
     unready = server.classify(b"x")
     assert "ready" in problem(unready, 503)
     assert unready.headers["retry-after"] == "1"
@@ -230,6 +235,24 @@ def test_the_model_says_what_it_is(real):
     assert said["limits"]["max_pixels"] == 50_000_000
 
 
+def test_names_that_utf_8_cannot_hold(bundle, tmp_path, monkeypatch):
+    """A folder's name from an old system, a label with half of a pair of surrogates."""
+    folder = tmp_path / os.fsdecode(b"b\xfcndel")
+    shutil.copytree(bundle, folder)
+    manifest = read_manifest(folder)
+    labels = ["half \ud83d", *manifest.labels[1:]]
+    manifest = dataclasses.replace(manifest, labels=labels)
+    (folder / "bundle.json").write_text(json.dumps(manifest.to_json()))
+    monkeypatch.chdir(folder)  # the runtimes themselves take no such path
+    with command(tmp_path / "server", Path("."), "--threads", 1) as server:
+        said = server.client.get("/v1/model").json()
+        answer = server.classify(PICTURE, top_k=9)
+    assert said["name"] == folder.name
+    assert said["labels"] == labels
+    assert answer.status_code == 200
+    assert "half \ud83d" in {one["label"] for one in answer.json()["results"][0]["predictions"]}
+
+
 def test_no_url_is_ever_fetched(serving, model_folder):
     """Whatever is sent, neither the server nor its worker connects anywhere or looks a name up."""
     server = serving(model=str(model_folder))
@@ -256,6 +279,49 @@ def test_no_url_is_ever_fetched(serving, model_folder):
     seen = (server.folder / "connections").read_text().splitlines()
     assert [line for line in seen if line.startswith("socket.connect")] == []
     assert len(seen) <= 1  # the server's own address, before it listens
+
+
+def test_an_answer_is_counted_and_logged_once_and_only_if_it_was_given(serving):
+    server = serving(connections=3)
+    head = b"POST /v1/classify HTTP/1.1\r\nHost: x\r\nContent-Type: %b\r\n"
+    chunked = b"Transfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n"
+    seen = Counter()
+    # refused by a route, and damaged while the rest of the body is thrown away
+    with server.open() as connection:
+        connection.sendall(head % b"a/b" + chunked)
+        time.sleep(0.5)
+        connection.sendall(b"no length at all\r\n")
+        seen[answer_on(connection)[0]] += 1
+    # damaged before anybody answered; and no HTTP at all
+    for text in (head % b"image/png" + chunked + b"no length at all\r\n", b"hello\r\n\r\n"):
+        with server.open() as connection:
+            connection.sendall(text)
+            seen[answer_on(connection)[0]] += 1
+    held = [server.open() for _ in range(3)]
+    try:
+        time.sleep(0.2)
+        with server.open() as connection:
+            seen[answer_on(connection)[0]] += 1
+    finally:
+        for connection in held:
+            connection.close()
+    seconds_until(server.ready, 5)
+    assert seen == {415: 1, 400: 2, 503: 1}
+    for status, count in seen.items():
+        assert server.metric("vitrail_requests_total", status=str(status)) == count
+    logged = Counter(e["status"] for e in server.log() if e["event"] == "request")
+    assert logged == seen
+
+
+def test_what_a_worker_writes_is_in_the_log_as_json(serving):
+    server = serving()
+    (worker,) = server.workers()
+    assert server.classify(b"loud").status_code == 200
+    said = lambda: [e for e in server.log() if e["event"] == "worker_said"]  # noqa: E731
+    seconds_until(lambda: len(said()) == 5, 5)
+    assert {entry["pid"] for entry in said()} == {worker}
+    lines = [entry["line"] for entry in said()]
+    assert lines == ["a library warns:", "\\xff", "long" * 1024, "long" * 976, "and prints"]
 
 
 def test_metrics_are_what_clients_counted(serving):

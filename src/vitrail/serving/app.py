@@ -89,7 +89,7 @@ PROBLEMS = {
     422: "A parameter or a field that is not known or out of range",
     429: "The queue is full: try again after Retry-After seconds",
     500: "A fault of the server's",
-    503: "No worker is ready: try again after Retry-After seconds",
+    503: "No worker is ready: try again after Retry-After seconds; without it: the worker died",
     504: "No answer within the deadline",
 }
 _FILE = {"type": "string", "format": "binary"}

@@ -1,9 +1,11 @@
 """Dynamic batches in a worker: pictures are decoded as they come and computed as many as there are.
 
 While one batch is computed the next is decoded, by threads of their own, so a picture that is slow
-to decode holds up nobody else. A batch is what is decoded when the arithmetic is free, up to the
-batch size; it waits only for pictures that are already here, never for any that might come. So a
-lone request is computed at once. What was given up, or is past its deadline, is not computed.
+to decode holds up nobody else. Large ones are set aside for one thread of their own: for the sake
+of memory, and because a few of them would otherwise keep all the others waiting. A batch is what is
+decoded when the arithmetic is free, up to the batch size; it waits only for pictures that are
+already here (the large ones apart), never for any that might come. So a lone request is computed at
+once. What was given up, or is past its deadline, is not computed.
 """
 
 import threading
@@ -19,6 +21,7 @@ import numpy as np
 
 from vitrail.data.decode import TooManyPixels
 from vitrail.kit.errors import Error
+from vitrail.serving.classifier import likeliest
 
 Arrays = dict[str, np.ndarray]
 
@@ -28,6 +31,14 @@ class Model(Protocol):
 
     def describe(self) -> dict[str, Any]:
         """What `GET /v1/model` says of it."""
+        ...
+
+    def is_large(self, data: bytes) -> bool:
+        """Whether a file is to be decoded alone, by its header; called by several threads.
+
+        Raises:
+            Error, TooManyPixels: as `prepare`.
+        """
         ...
 
     def prepare(self, data: bytes) -> np.ndarray:
@@ -86,6 +97,7 @@ class Batcher:
         wait: seconds that a batch waits for pictures that are being decoded.
         decoders: threads that decode.
         computed: called after each batch with its size and seconds.
+        set_aside: called with the number of each picture that waits for the thread of large ones.
     """
 
     def __init__(
@@ -96,14 +108,16 @@ class Batcher:
         wait: float = 0.005,
         decoders: int = 1,
         computed: Callable[[int, float], None] = lambda size, seconds: None,
+        set_aside: Callable[[int], None] = lambda number: None,
     ):
         self.model, self.answer, self.size, self.wait = model, answer, size, wait
-        self._computed = computed
+        self._computed, self._set_aside = computed, set_aside
         self._pool = ThreadPoolExecutor(decoders, "decode")
+        self._large = ThreadPoolExecutor(1, "decode large")
         self._changed = threading.Condition()
         self._here: dict[int, Picture] = {}  # all that is not yet answered
         self._ready: deque[Picture] = deque()  # of these, decoded and not yet computed
-        self._decoding = 0
+        self._decoding = 0  # of these, without the large ones: no batch waits for them
         self._closed = False
 
     def add(self, picture: Picture) -> None:
@@ -138,13 +152,18 @@ class Batcher:
             if batch:
                 self._compute(batch)
         self._pool.shutdown(wait=False, cancel_futures=True)
+        self._large.shutdown(wait=False, cancel_futures=True)
 
-    def _decode(self, picture: Picture) -> None:
+    def _decode(self, picture: Picture, large: bool = False) -> None:
+        """Decode one, or hand it on where it is found to be large."""
         outcome, reason = "ok", None
         if picture.deadline <= time.monotonic():
             outcome = "dropped"
         else:
             try:
+                if not large and self.model.is_large(picture.data):
+                    self._hand_on(picture)
+                    return
                 picture.pixels = self.model.prepare(picture.data)
                 if picture.extras:
                     picture.notes = self.model.notes(picture.data, picture.extras)
@@ -158,10 +177,17 @@ class Batcher:
         if outcome != "ok":
             self._answer(picture, outcome, reason)
         with self._changed:
-            self._decoding -= 1
+            self._decoding -= not large
             if outcome == "ok":
                 self._ready.append(picture)
             self._changed.notify_all()
+
+    def _hand_on(self, picture: Picture) -> None:
+        self._set_aside(picture.number)
+        with self._changed:
+            self._decoding -= 1
+            self._changed.notify_all()
+        self._large.submit(self._decode, picture, large=True)
 
     def _gathered(self) -> list[Picture] | None:
         """The next batch, without those that nobody waits for; None when closed."""
@@ -186,8 +212,7 @@ class Batcher:
             pixels = np.stack([picture.pixels for picture in batch if picture.pixels is not None])
             wanted = frozenset().union(*(picture.extras for picture in batch))
             found = self.model.outputs(pixels, wanted)
-            if not all(np.isfinite(array).all() for array in found.values()):
-                raise FloatingPointError("the model's answer is not a number")
+            finite = _finite_rows(found, len(batch))
         except Exception:
             reason = traceback.format_exc()
             for picture in batch:
@@ -196,6 +221,9 @@ class Batcher:
         self._computed(len(batch), time.monotonic() - began)
         chances = found.pop("probabilities")
         for row, picture in enumerate(batch):
+            if not finite[row]:
+                self._answer(picture, "failed", "the model's answer is not a number")
+                continue
             places = likeliest(chances[row], picture.top_k)
             arrays = {"places": places, "probabilities": chances[row][places]}
             arrays |= {name: found[name][row] for name in picture.extras if name in found}
@@ -214,6 +242,7 @@ class Batcher:
         self.answer(picture.number, outcome, reason, arrays or {})
 
 
-def likeliest(chances: np.ndarray, top_k: int) -> np.ndarray:
-    """Where the ``top_k`` largest of [k] are, largest first; of equals, the first."""
-    return np.argsort(-chances, kind="stable")[:top_k].astype(np.int64)
+def _finite_rows(found: Arrays, count: int) -> np.ndarray:
+    """Of a batch's outputs, which rows [count] hold numbers alone."""
+    rows = [np.isfinite(array).reshape(count, -1).all(1) for array in found.values()]
+    return np.logical_and.reduce(rows)

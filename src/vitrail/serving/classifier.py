@@ -187,7 +187,7 @@ class Classifier:
         if top_k < 1:
             raise Error(f"top_k must be at least 1, not {top_k}")
         chances = self._chances(logits)
-        places = np.argsort(-chances, axis=-1, kind="stable")[:, :top_k]
+        places = likeliest(chances, top_k)
         values = np.take_along_axis(chances, places, axis=-1)
         return [
             [(self.labels[place], value) for place, value in zip(row, likely, strict=True)]
@@ -300,6 +300,11 @@ class Classifier:
         if isinstance(image, Image.Image):
             return pixels_of(image)
         raise Error(f"a picture is a file name, bytes, a PIL picture or an array, not {image!r}")
+
+
+def likeliest(chances: np.ndarray, top_k: int) -> np.ndarray:
+    """Where the ``top_k`` largest of [... k] are, largest first; of equals, the first: int64."""
+    return np.argsort(-chances, axis=-1, kind="stable")[..., :top_k]
 
 
 def _softmax(rows: np.ndarray) -> np.ndarray:

@@ -114,13 +114,22 @@ class Passage:
         """As ASGI has it."""
         if message["type"] == "http.response.start":
             await self._start(message)
-        elif self._unread and not message.get("more_body", False):
+        elif message.get("more_body", False):
+            await self._send_inner(message)
+        elif self._unread:
             await self._send_inner({**message, "more_body": True})
+            self._given()
             if self.status != SLOW and (self._asked or "expect" not in self.headers):
                 await self._throw_away(self.service.settings.max_bytes, LINGER)
             await self._send_inner({"type": "http.response.body", "body": b""})
         else:
             await self._send_inner(message)
+            self._given()
+
+    def _given(self) -> None:
+        """All of an answer was handed over."""
+        if not self.gone and self.scope["path"] not in PROBES:
+            self.service.metrics.answered(self.status, time.monotonic() - self.began)
 
     async def _start(self, message: Message) -> None:
         status = message["status"]
@@ -135,8 +144,6 @@ class Passage:
         ]
         if self._unread or self.service.closing:
             headers.append((b"connection", b"close"))
-        if not self.gone and self.scope["path"] not in PROBES:
-            self.service.metrics.answered(self.status, time.monotonic() - self.began)
         await self._send_inner({**message, "headers": headers})
 
     async def _throw_away(self, most: int, seconds: float) -> None:
@@ -160,7 +167,7 @@ class Passage:
             client=client[0] if client else None,
             method=self.scope["method"],
             path=self.scope["path"][:200],
-            status=499 if self.gone else self.status,
+            status=self.scope.get("instead", 499 if self.gone else self.status),
             bytes=self.count,
             ms=round(1000 * (time.monotonic() - self.began), 1),
             **self.scope.get("log", {}),

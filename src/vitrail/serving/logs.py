@@ -22,14 +22,16 @@ class Log:
         self._file = file
         self._lines: queue.Queue[str | None] = queue.Queue(WAITING)
         self._thread: threading.Thread | None = None
+        self._starting = threading.Lock()
         self.dropped = 0
         self._said = 0
 
     def say(self, event: str, level: str = "info", **fields: Any) -> None:
         """Write an event; fields that are None are left out."""
-        if self._thread is None:
-            self._thread = threading.Thread(target=self._write, name="log", daemon=True)
-            self._thread.start()
+        with self._starting:
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._write, name="log", daemon=True)
+                self._thread.start()
         now = datetime.datetime.now(datetime.UTC).isoformat(timespec="milliseconds")
         entry = {"time": now.replace("+00:00", "Z"), "level": level, "event": event}
         entry |= {name: value for name, value in fields.items() if value is not None}

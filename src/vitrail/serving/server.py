@@ -166,9 +166,7 @@ async def _until(
     server = _Server(
         uvicorn.Config(
             application(service, routers),
-            http=protocol(
-                settings.connections, lambda status: service.metrics.answered(status, 0.0)
-            ),
+            http=protocol(settings.connections, service.answered_unasked),
             ws="none",
             lifespan="off",
             log_config=None,

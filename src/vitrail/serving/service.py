@@ -65,6 +65,15 @@ class Service:
         """Whether requests should come here."""
         return self.supervisor.ready > 0 and not self.draining
 
+    def answered_unasked(self, status: int, client: tuple[str, int] | None) -> None:
+        """Count an answer that no route gave: to no HTTP, or to one connection too many.
+
+        It is logged too, unless the client is None: then its request says it.
+        """
+        self.metrics.answered(status, 0.0)
+        if client is not None:
+            self.log.say("request", client=client[0], status=status)
+
     def check(self) -> None:
         """Whether a picture would be taken now; asked before a body is read.
 
@@ -127,7 +136,8 @@ def _check(answers: Sequence[Answer]) -> None:
     if "failed" in outcomes:
         raise Refused(500, "the model failed; the server's log says why")
     if "lost" in outcomes:
-        raise Refused(503, "the worker that had this picture died: try again", RETRY)
+        # Without Retry-After: the picture may be why, and would kill the next one too.
+        raise Refused(503, "the worker that had this picture died, perhaps of it")
     if "dropped" in outcomes:
         raise Refused(504, "no answer within the deadline", RETRY)
     if len(answers) == 1 and answers[0].outcome != "ok":

@@ -1,12 +1,12 @@
 """What an operator decides about a server, checked before anything is opened."""
 
 import math
-import os
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from typing import Any
 
+from vitrail.kit.cores import cores
 from vitrail.kit.errors import Error
 
 
@@ -78,13 +78,6 @@ class Settings:
         return {
             field.name: getattr(self, field.name) for field in fields(self) if field.name in names
         }
-
-
-def cores() -> int:
-    """That this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 _TOKEN = re.compile(r"[!-~]+")  # visible ASCII

@@ -19,7 +19,7 @@ Head = dict[str, Any]
 
 def packed(head: Mapping[str, Any], body_length: int = 0) -> bytes:
     """Everything of a frame but its body."""
-    text = json.dumps(head, ensure_ascii=False).encode()
+    text = json.dumps(head).encode()  # ASCII: names and labels may hold what UTF-8 cannot
     return _LENGTHS.pack(len(text), body_length) + text
 
 

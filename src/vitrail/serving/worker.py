@@ -23,7 +23,7 @@ from vitrail.kit.errors import Error
 from vitrail.serving import wire
 from vitrail.serving.batcher import Arrays, Batcher, Model, Picture
 
-LARGE = 4_000_000  # pixels: files of more are decoded one at a time, for the sake of memory
+LARGE = 4_000_000  # pixels: files of more are decoded one at a time, see `batcher`
 _PR_SET_PDEATHSIG = 1
 
 
@@ -53,7 +53,6 @@ class ClassifierModel:
 
         self.source, self.max_pixels = source, max_pixels
         self.classify = Classifier(source, threads, batch_size, device, which, name, shared=True)
-        self._large = threading.Lock()
         for size in {1, batch_size}:  # the first call is slower, and nobody's
             self.outputs(
                 np.zeros((size, *self.classify.preprocessing.size, 3), np.uint8), frozenset()
@@ -61,6 +60,8 @@ class ClassifierModel:
 
     def describe(self) -> dict[str, Any]:
         """See `Model`."""
+        from vitrail.serving.predict import identity
+
         classify = self.classify
         manifest = classify.manifest
         return {
@@ -74,18 +75,24 @@ class ClassifierModel:
             "device": classify.device,
             "precision": manifest.precision if manifest else "fp32",
             "gate": manifest.gate if manifest else None,
+            "weights_sha256": identity(classify)["model"],
+            "merge_tokens": manifest.merge_tokens if manifest else 0,
             "source_sha256": manifest.source_sha256 if manifest else None,
             "extras": ["attention"] if classify.attends else [],
         }
 
-    def prepare(self, data: bytes) -> np.ndarray:
+    def is_large(self, data: bytes) -> bool:
         """See `Model`."""
         from vitrail.data.decode import read_size
-        from vitrail.data.views import evaluation_view
 
         width, height, _ = read_size(data, self.max_pixels)
-        with self._large if width * height > LARGE else contextlib.nullcontext():
-            return evaluation_view(data, self.classify.preprocessing, self.max_pixels)
+        return width * height > LARGE
+
+    def prepare(self, data: bytes) -> np.ndarray:
+        """See `Model`."""
+        from vitrail.data.views import evaluation_view
+
+        return evaluation_view(data, self.classify.preprocessing, self.max_pixels)
 
     def notes(self, data: bytes, extras: frozenset[str]) -> Arrays:
         """See `Model`: with attention the ``region`` [4] of the picture that its map covers."""
@@ -122,13 +129,16 @@ def work(
     def computed(size: int, seconds: float) -> None:
         say({"kind": "batch", "size": size, "seconds": seconds})
 
+    def set_aside(number: int) -> None:
+        say({"kind": "aside", "number": number})
+
     threading.Thread(target=_leave_with, args=(channel,), daemon=True).start()
     try:
         model = open_model()
     except Error as error:
         say({"kind": "refusal", "reason": " ".join(str(error).split())})
         return
-    batcher = Batcher(model, answer, size, wait, decoders, computed)
+    batcher = Batcher(model, answer, size, wait, decoders, computed, set_aside)
     threading.Thread(target=_listen, args=(channel, batcher), daemon=True).start()
     say({"kind": "ready", "model": model.describe()})
     batcher.run()

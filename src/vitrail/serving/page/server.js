@@ -38,7 +38,9 @@ export async function classify(file, { token, topK, attention, signal, waiting, 
       if (result.error) throw new Refused(sentence(result.error));
       return result;
     }
-    const busy = answer.status === 429 || answer.status === 503;
+    // Without Retry-After a 503 may be the picture's own doing: whoever sent it decides.
+    const later = answer.status === 503 && answer.headers.has("Retry-After");
+    const busy = answer.status === 429 || later;
     const seconds = retryAfter(answer) ?? Math.min(2 ** tries / 2, LONGEST_WAIT);
     if (!busy || Date.now() + 1000 * seconds > until) throw await refusal(answer);
     await answer.body?.cancel();

@@ -42,6 +42,7 @@ _DASHES = (
     *((0, (9, 2)), (0, (3, 1)), (0, (1, 3)), (0, (9, 1.5, 1, 1.5, 1, 1.5))),
 )
 MOST = len(_SERIES)
+LEAST_SPAN = 1e-3  # of shares: labels have four digits
 
 
 @dataclass(frozen=True)
@@ -191,6 +192,14 @@ def _draw(axes: Any, lines: Sequence[Line]) -> None:
             axes.plot(x[at], y[at], color=color, linestyle="", **ring)
 
 
+def _widen(axes: Any) -> None:
+    """Let the y of a chart of shares span `LEAST_SPAN`, so that its labels differ."""
+    low, high = axes.get_ylim()
+    if 0 <= high - low < LEAST_SPAN:
+        middle = (low + high) / 2
+        axes.set_ylim(middle - LEAST_SPAN / 2, middle + LEAST_SPAN / 2)
+
+
 def _ratios_of_y(axes: Any, percent: bool) -> None:
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
@@ -240,6 +249,7 @@ def _dress(axes: Any, x_label: str, percent: bool, columns: int) -> None:
     axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:,.0f}"))
     axes.yaxis.set_major_locator(MaxNLocator(5))
     if percent:
+        _widen(axes)
         axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{100 * y:.4g} %"))
     if columns:
         axes.legend(

@@ -178,9 +178,9 @@ def _what(model: ImageClassifier, methods: Sequence[str], count: int) -> str:
     high, wide = patch_of(model, size)
     first = f"the first {count} pictures" if count != 1 else "the first picture"
     told = (
-        f"What the model's answer hangs on, by several explanations of {first} "
-        "(--explain), each of the class that the model gives. Whether an "
-        f"explanation is right is measured: patches of {high} x {wide} pixels turn grey, those "
+        f"What the model's answer hangs on, by several explanations of {first}, "
+        "each of the class that the model gives. Whether an explanation is right is measured: "
+        f"patches of {high} x {wide} pixels turn grey, those "
         "first that it holds for the most relevant, and the class's probability is followed "
         "(deletion: the lower the area under that curve, the better); or they appear in a blurred "
         "picture (insertion: the higher the better). An explanation that does no better than "

@@ -118,7 +118,7 @@ def told_answer(
     lines, label = [], ""
     if answer is not None:
         label = labels[answer[0]] if labels else f"class {answer[0]}"
-        lines.append(f"seen as {label}, {100 * answer[1]:.0f} %")
+        lines.append(f"seen as {label}, {100 * answer[1]:.0f}\N{NO-BREAK SPACE}%")
     if picture.label is not None:
         # A data set may have other classes than the model: then neither right nor wrong is said.
         judged = bool(lines) and bool(labels) and picture.label in (labels or ())

@@ -113,6 +113,8 @@ def line_chart(
         _dress(axes, x_label, percent, columns=_legend_columns(lines, size[0]))
         if log_y:
             _ratios_of_y(axes, percent)
+        elif percent:
+            _widen(axes)
         if log_x:
             _spread_ratios(axes, x_ticks or lines[0].x, x_format)
         elif x_format != ",.0f":
@@ -193,11 +195,12 @@ def _draw(axes: Any, lines: Sequence[Line]) -> None:
 
 
 def _widen(axes: Any) -> None:
-    """Let the y of a chart of shares span `LEAST_SPAN`, so that its labels differ."""
+    """Let the y of a chart of shares span `LEAST_SPAN`, within 0..1, so that its labels differ."""
     low, high = axes.get_ylim()
     if 0 <= high - low < LEAST_SPAN:
-        middle = (low + high) / 2
-        axes.set_ylim(middle - LEAST_SPAN / 2, middle + LEAST_SPAN / 2)
+        start = min(max((low + high - LEAST_SPAN) / 2, 0), 1 - LEAST_SPAN)
+        start = min(start, low)  # differences of shares may be below nothing
+        axes.set_ylim(start, max(start + LEAST_SPAN, high))
 
 
 def _ratios_of_y(axes: Any, percent: bool) -> None:
@@ -249,7 +252,6 @@ def _dress(axes: Any, x_label: str, percent: bool, columns: int) -> None:
     axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:,.0f}"))
     axes.yaxis.set_major_locator(MaxNLocator(5))
     if percent:
-        _widen(axes)
         axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{100 * y:.4g} %"))
     if columns:
         axes.legend(

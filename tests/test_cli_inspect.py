@@ -32,6 +32,9 @@ def models(tmp_path_factory) -> Path:
         model = create_model(known, num_classes=3, image_size=32, **config)
         randomise(model)
         save_model(model, folder / name, labels=["cat", "dog", "<b>"])
+    nano = create_model("vit_nano_patch7_28", num_classes=3)
+    randomise(nano)
+    save_model(nano, folder / "nano", labels=["cat", "dog", "<b>"])
     return folder
 
 
@@ -83,6 +86,40 @@ def test_a_transformer_is_looked_at_from_all_sides(models, photos, tmp_path):
     assert "left: 16.667%; height: 100.000%; width: 66.667%" in canvases[0].attributes["style"]
 
 
+def test_pictures_in_class_folders_are_told_apart_and_judged(models, photos, tmp_path):
+    for label in ("cat", "dog", "other"):
+        (tmp_path / "test" / label).mkdir(parents=True)
+        shutil.copy(photos / "c.png", tmp_path / "test" / label / "1.png")
+    call(
+        *("inspect", models / "nano", tmp_path / "test", "--out", tmp_path / "out", "--show", "2"),
+        *("--figures", "attention", "tokens", "--explain", "0"),
+    )
+    page = (tmp_path / "out" / "report.html").read_text("utf-8")
+    # The same picture has the same answer, so at most one of the two classes is right.
+    assert "cat/1.png" in page
+    assert "other/1.png" in page
+    assert "dog/1.png" not in page  # the first and the last are shown, in every section
+    assert ("right: it is cat" in page) == ("seen as cat" in page)
+    assert ("wrong: it is cat" in page) == ("seen as cat" not in page)
+    assert "it is other" not in page  # no class of the model
+    assert "Shown are 2 of the 3 pictures" in page
+    assert "<h1>Inside vit_nano_patch7_28 (models" in page
+    assert "/nano)</h1>" in page
+
+
+def test_what_is_no_model_folder_is_called_what_it_is(models, photos, tmp_path):
+    (tmp_path / "bundle").mkdir()
+    (tmp_path / "bundle" / "bundle.json").write_text("{}")
+    _, err = call("inspect", tmp_path / "bundle", photos, "--out", tmp_path / "out", status=2)
+    assert "is a bundle of `vitrail export`: give the model folder that it was made from" in err
+    call("inspect", models / "vit", photos, "--out", tmp_path / "in", "--figures", "filters")
+    _, err = call("verify", tmp_path / "in", status=2)
+    assert "is what `vitrail inspect` wrote and no model folder" in err
+    (tmp_path / "empty").mkdir()
+    _, err = call("verify", tmp_path / "empty", status=2)
+    assert "is no model folder: it has no config.json" in err
+
+
 def test_a_staged_family_has_each_stage_on_its_own_grid(models, photos, tmp_path):
     out = tmp_path / "out"
     said, _ = call("inspect", models / "cvt", photos / "a.png", "--out", out, "--json")
@@ -108,6 +145,8 @@ def test_a_convolutional_network_shows_filters_and_maps_and_says_the_rest(models
     assert "attention_distance" not in held
     page = (out / "report.html").read_text("utf-8")
     assert "has no attention from place to place" in page
+    sliders = [e.attributes["name"] for e in read(page) if e.tag == "input"]
+    assert sliders == ["layer", "heat"]  # a network without heads has no slider for them
     check_self_contained(page, script=True)
 
 

@@ -14,6 +14,7 @@ from vitrail.inspection.embeddings import (
     row_column_contrast,
     thinned,
 )
+from vitrail.inspection.weight_parts import color_scale, positions_part
 from vitrail.models.t2t import sinusoids
 from vitrail.models.vit import VisionTransformer, ViTConfig
 from vitrail.models.zoo import create_model
@@ -175,3 +176,21 @@ def test_large_grids_are_thinned_with_their_ends():
     assert found.shape == (14, 14, 20, 20)
     assert found[0, 0, 0, 0] == 0
     assert found[-1, -1, 0, 0] == 399
+
+
+def test_positions_are_drawn_over_the_range_that_they_have():
+    close = np.full((2, 2, 2, 2), 0.9, np.float32)
+    close[0, 0, 1, 1] = close[1, 1, 0, 0] = 0.8
+    close.reshape(4, 4)[np.eye(4, dtype=bool)] = 1
+    assert color_scale(close) == pytest.approx((0.8, 0.9))  # 1, every place's own, aside
+    close[0, 0, 1, 1] = -0.2
+    assert color_scale(close) == (-1, 1)
+    assert color_scale(np.ones((3, 3, 3, 3))) == (-1, 1)
+    assert color_scale(np.ones((1, 1, 1, 1))) == (-1, 1)
+    model = create_model("vit_nano_patch7_28", num_classes=3)
+    part = positions_part(model)
+    low, high = color_scale(part.arrays["position_similarity"])
+    figure = part.figures[0]
+    assert f"from {low:.3g} (dark) to {high:.3g} (yellow)" in figure.caption
+    shades = {tuple(color) for color in figure.plain.reshape(-1, 3)}
+    assert len(shades) > 4  # and not one yellow

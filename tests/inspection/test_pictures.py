@@ -1,12 +1,21 @@
 """The way back onto the picture: what lies where in the input lies there in the original."""
 
 import itertools
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from vitrail.inspection.pictures import Picture, evened, interpolation, onto_picture, overlaid
+from vitrail.inspection.pictures import (
+    Picture,
+    evened,
+    interpolation,
+    onto_picture,
+    overlaid,
+    short_names,
+    told_answer,
+)
 from vitrail.inspection.places import Places
 from vitrail.kit.preprocess import Preprocessing
 
@@ -115,3 +124,44 @@ def test_grey_and_colour_files_are_pictures(tmp_path):
     Image.new("L", (8, 8), 7).save(tmp_path / "a.png")
     grey = np.asarray(Image.open(tmp_path / "a.png"))
     assert Preprocessing(size=(8, 8)).geometry(grey).shape == (8, 8, 3)
+
+
+@pytest.mark.parametrize(
+    ("keys", "names"),
+    [
+        (["/data/test/Bag/1.png", "/data/test/Shirt/1.png"], ["Bag/1.png", "Shirt/1.png"]),
+        (["test/Bag/1.png", "test/Bag/2.png"], ["1.png", "2.png"]),
+        (["test/1.png", "test/Bag/1.png"], ["1.png", "Bag/1.png"]),
+        (["alone.png"], ["alone.png"]),
+        (["/a/1.png", "b/1.png"], ["/a/1.png", "b/1.png"]),
+        (["test-00001", "test-00002"], ["test-00001", "test-00002"]),
+    ],
+)
+def test_names_are_as_short_as_tells_pictures_apart(keys, names):
+    assert short_names(keys) == names
+
+
+@pytest.mark.parametrize(
+    ("label", "labels", "answer", "told"),
+    [
+        (
+            "dog",
+            ["cat", "dog"],
+            (1, 0.269),
+            ["seen as dog, 27\N{NO-BREAK SPACE}%", "right: it is dog"],
+        ),
+        (
+            "cat",
+            ["cat", "dog"],
+            (1, 1.0),
+            ["seen as dog, 100\N{NO-BREAK SPACE}%", "wrong: it is cat"],
+        ),
+        ("owl", ["cat", "dog"], (1, 1.0), ["seen as dog, 100\N{NO-BREAK SPACE}%", "it is owl"]),
+        ("cat", None, (1, 0.5), ["seen as class 1, 50\N{NO-BREAK SPACE}%", "it is cat"]),
+        (None, ["cat", "dog"], (0, 0.5), ["seen as cat, 50\N{NO-BREAK SPACE}%"]),
+        ("cat", None, None, ["it is cat"]),
+    ],
+)
+def test_an_answer_is_judged_where_its_class_is_among_the_models(label, labels, answer, told):
+    picture = a_picture(32, 32, Preprocessing(size=(32, 32)))
+    assert told_answer(replace(picture, label=label), labels, answer) == told

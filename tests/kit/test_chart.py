@@ -50,6 +50,14 @@ def test_what_is_drawn_is_also_said():
     )
 
 
+@pytest.mark.parametrize("y", [[0.12437, 0.124371, 0.12438], [0.5, 0.5, 0.5], [1e-5, 2e-5, 3e-5]])
+def test_the_ticks_of_shares_that_hardly_differ_have_labels_of_their_own(y):
+    svg = line_chart([Line("a", [0, 1, 2], y)], title="t", percent=True)
+    labels = [e.text for e in read(svg) if e.tag == "text" and e.text.endswith(" %")]
+    assert len(labels) == len(set(labels)) >= 3
+    assert not any(label.startswith("-") for label in labels)
+
+
 @pytest.mark.parametrize("count", [0, 9])
 def test_no_more_lines_than_can_be_told_apart(count):
     with pytest.raises(ValueError, match="1 to 8 lines"):

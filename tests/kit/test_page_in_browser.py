@@ -5,7 +5,7 @@ import shutil
 import numpy as np
 import pytest
 
-from vitrail.kit.chart import heat_colors
+from vitrail.kit.chart import Line, heat_colors, line_chart
 from vitrail.kit.page import Layered, Page
 
 CHROMIUM = next(
@@ -88,3 +88,44 @@ def test_sliders_show_the_layer_and_the_head_that_they_say(browser, tmp_path):
     # Not a word of the content security policy; reading pixels back, as here, is remarked upon.
     assert [message for message in said if "getImageData" not in message] == []
     tab.close()
+
+
+def test_maps_without_heads_have_no_slider_for_them(browser, tmp_path):
+    page = Page("maps")
+    maps = [one_hot(0)[None], one_hot(3)[None]]
+    picture = Layered(np.full((40, 40, 3), 90, np.uint8), maps, (0, 0, 1, 1), "a picture")
+    page.section("Maps").layered([picture], ["early", "late"], "What is there.")
+    page.save(tmp_path / "page.html")
+    tab = browser.new_page()
+    tab.goto((tmp_path / "page.html").as_uri())
+    tab.wait_for_function("document.querySelector('canvas').width === 256")
+    bright = heat_colors(np.array([1.0])).astype(int)[0]
+    for layer, corner in (("1", 3), ("0", 0)):
+        tab.evaluate(MOVE, ["layer", layer])
+        corners = np.array(tab.evaluate(PIXELS.replace("INDEX", "0")))
+        assert np.abs(corners - bright).max(1).argmin() == corner
+    told = tab.eval_on_selector_all(".sliders output", "all => all.map((one) => one.value)")
+    assert told == ["0: early", "65 %"]
+    tab.close()
+
+
+def test_charts_stand_two_in_a_row_and_one_alone_fills_its_card(browser, tmp_path):
+    page = Page("charts")
+    svg = line_chart([Line("a", [0, 1], [0, 1])], title="t", size=(560, 340))
+    page.section("Three").charts([("one", svg), ("two", svg), ("three", svg)])
+    page.section("Alone").charts([("one", svg)])
+    page.save(tmp_path / "page.html")
+    sizes = """() => [...document.querySelectorAll(".charts figure")].map((figure) => {
+      const [outer, inner] = [figure, figure.querySelector("svg")].map(
+        (element) => element.getBoundingClientRect());
+      return [outer.top, outer.width, inner.width];
+    })"""
+    for width in (1200, 400):
+        tab = browser.new_page(viewport={"width": width, "height": 900})
+        tab.goto((tmp_path / "page.html").as_uri())
+        (first, *_), (second, *_), (third, *_), (_, card, chart) = tab.evaluate(sizes)
+        assert (first == second) == (width == 1200)
+        assert third > second
+        assert chart > 0.9 * card
+        assert tab.evaluate("document.documentElement.scrollWidth") <= width
+        tab.close()

@@ -4,6 +4,7 @@ from __future__ import annotations  # hints name tyro, which is imported when th
 
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -100,9 +101,9 @@ def inspect(
             pictures,
             out,
             choices,
-            name=Path(source).name or source,
+            name=_named(opened, source, model),
             other=other,
-            other_name=Path(against or "").name or str(against),
+            other_name="" if other is None else _named(other, str(against), against_name),
             command=again(),
             footer=f"Vitrail {__version__}",
             progress=progress,
@@ -113,6 +114,37 @@ def inspect(
         _say(found)
         say_report(out)
     return 0
+
+
+def _named(model: ImageClassifier, source: str, given: str | None) -> str:
+    """A model's architecture and where it lies: ``vit_nano_patch7_28 (runs/clothes)``."""
+    from vitrail.weights.read import description_of
+
+    said = description_of(source) or {}
+    recipe = (said.get("recipe") or {}).get("model") or {}
+    known = _architecture(
+        model, [name for name in (given, said.get("name"), recipe.get("name")) if name]
+    )
+    where = "/".join((Path(source).parts or Path(source).resolve().parts)[-2:])
+    return f"{known} ({where})"
+
+
+def _architecture(model: ImageClassifier, told: list[str]) -> str:
+    """The name of the zoo that has this config, first among those told; else the family's class."""
+    from vitrail.models.zoo import config_of, list_models
+
+    for free in (("num_classes", "in_channels"), ("num_classes", "in_channels", "image_size")):
+        for name in (*told, *list_models()):
+            try:
+                config = config_of(name)
+                if type(config) is not type(model.config):
+                    continue
+                same = {field: getattr(model.config, field) for field in free}
+                if replace(config, **same) == model.config:
+                    return name
+            except Error:  # another library's word for it, or a size that it cannot have
+                continue
+    return type(model).__name__
 
 
 def _check_new(out: Path, overwrite: bool) -> None:
@@ -139,7 +171,7 @@ def _pictures(
 
     large = max((model, other or model), key=lambda m: min(m.preprocessing.size))
     keys, read, labels = (
-        _from_data(large, names[0], split) if _is_data(names) else _files(large, names)
+        _from_data(large, names[0], split) if _is_data(names) else _files(model, large, names)
     )
     count = len(keys)
     chosen = evenly(count, most)
@@ -170,8 +202,8 @@ def _is_data(names: Sequence[str]) -> bool:
 
 
 def _files(
-    model: ImageClassifier, names: Sequence[str]
-) -> tuple[list[str], Callable[[int], np.ndarray], None]:
+    model: ImageClassifier, large: ImageClassifier, names: Sequence[str]
+) -> tuple[list[str], Callable[[int], np.ndarray], list[str | None] | None]:
     from vitrail.data.examples import read_file
     from vitrail.data.views import decode_for
     from vitrail.serving.images import find_images
@@ -180,16 +212,20 @@ def _files(
 
     def read(index: int) -> np.ndarray:
         try:
-            return decode_for(read_file(paths.path(index)), model.preprocessing)
+            return decode_for(read_file(paths.path(index)), large.preprocessing)
         except Error as error:
             raise Error(f"{paths[index]} cannot be read: {error}") from None
 
-    return list(paths), read, None
+    # The true class, where a picture lies in a folder that has a class's name.
+    known = set(model.labels or ())
+    folders = [Path(path).parent.name for path in paths]
+    labels = [folder if folder in known else None for folder in folders]
+    return list(paths), read, labels if any(labels) else None
 
 
 def _from_data(
     model: ImageClassifier, spec: str, split: str
-) -> tuple[Any, Callable[[int], np.ndarray], list[str] | None]:
+) -> tuple[Any, Callable[[int], np.ndarray], list[str | None] | None]:
     from vitrail.data.sources import open_splits
     from vitrail.data.views import decode_for
 
@@ -208,7 +244,7 @@ def _from_data(
                 raise Error(f"{example.key} cannot be read: {error}") from None
         return picture
 
-    labels = None
+    labels: list[str | None] | None = None
     if source.labels.ndim == 1:
         labels = [source.classes[int(label)] for label in source.labels]
     return source.keys, read, labels

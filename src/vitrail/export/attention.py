@@ -55,10 +55,14 @@ def attention_view(model: ImageClassifier, size: int | Grid | None = None) -> At
     """
     view = _view(model, height_width(model.image_size if size is None else size))
     if view is None:
-        raise Error(f"{type(model).__name__} has no attention that its head reads: no map of it")
+        raise Error(
+            f"{type(model).__name__} has no attention that its head reads, so there is no map of "
+            "it: leave --attention out (in Python attention=True)"
+        )
     if view.grid == (1, 1):
         raise Error(
-            "the last attention of this model has one single place to look at: no map of it"
+            "the last attention of this model has one single place to look at, so there is no map "
+            "of it: leave --attention out (in Python attention=True)"
         )
     return view
 

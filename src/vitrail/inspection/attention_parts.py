@@ -1,6 +1,7 @@
 """The sections on attention: how far it reaches, what reaches the head, and every map there is."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import PurePath
 from typing import Any
@@ -10,7 +11,7 @@ from PIL import Image
 
 from vitrail.inspection.figures import Figure, fitted, mosaic, scaled, show, tile_centres
 from vitrail.inspection.look import Looked, Shown
-from vitrail.inspection.pictures import Picture, Pictures, evened, overlaid
+from vitrail.inspection.pictures import Picture, Pictures, evened, overlaid, told_answer
 from vitrail.inspection.places import Layer
 from vitrail.inspection.sections import Part
 from vitrail.kit.chart import Line, heat_colors, line_chart
@@ -146,8 +147,12 @@ def _draw_dots(
     axes.legend(frameon=False, fontsize=8)
 
 
-def rollout_part(looked: Looked, pictures: Pictures) -> Part:
-    """Rollout over each picture, beside what the last layer looks at."""
+def rollout_part(looked: Looked, pictures: Pictures, labels: Sequence[str] | None = None) -> Part:
+    """Rollout over each picture, beside what the last layer looks at.
+
+    Args:
+        labels: the model's.
+    """
     first, last = looked.layers[0].queries, looked.layers[-1]
     # The last layer of one key alone says nothing of where it looks.
     several = [i for i, layer in enumerate(looked.layers) if np.prod(layer.keys.grid) > 1]
@@ -178,6 +183,7 @@ def rollout_part(looked: Looked, pictures: Pictures) -> Part:
                 [picture.original, rolled],
                 [f"{picture.key}", f"Attention rollout over {picture.key}"],
                 named(picture),
+                told_answer(picture, labels, shown.answer),
             )
         )
     caption = (
@@ -245,7 +251,7 @@ def attention_part(
     for shown in looked.shown:
         picture = drawable(pictures[shown.index])
         maps = [_evened(shown.maps[i], looked.layers[i], heads, size) for i in layers]
-        answer = _answer(model, shown)
+        answer = told_answer(picture, model.labels, shown.answer)
         figures.append(_mosaic(shown.index, picture, maps, kept, looked, shown, heads))
         layered.append(layered_picture(picture, maps, answer))
     what = _what(kept)
@@ -303,20 +309,12 @@ def drawable(picture: Picture) -> Picture:
     down, across = size[1] / height, size[0] / width
     top, left, tall, wide = picture.window
     window = (top * down, left * across, tall * down, wide * across)
-    return Picture(picture.key, small, picture.seen, window, picture.label)
+    return replace(picture, original=small, window=window)
 
 
 def named(picture: Picture) -> str:
-    """A picture's name without its folders."""
-    return PurePath(picture.key).name or picture.key
-
-
-def _answer(model: ImageClassifier, shown: Shown) -> str:
-    if shown.answer is None:
-        return ""
-    index, chance = shown.answer
-    label = model.labels[index] if model.labels else f"class {index}"
-    return f"{label}, {100 * chance:.0f} %"
+    """A picture's name without the folders that all pictures lie in."""
+    return picture.name or PurePath(picture.key).name or picture.key
 
 
 def _evened(
@@ -326,19 +324,16 @@ def _evened(
     return evened(maps[chosen or [0]], layer.keys, size)
 
 
-def layered_picture(picture: Picture, maps: Sequence[np.ndarray], answer: str) -> Layered:
+def layered_picture(picture: Picture, maps: Sequence[np.ndarray], notes: Sequence[str]) -> Layered:
     """A picture for a page's sliders.
 
     Args:
         maps: of each layer [heads rows columns], as equal cells of the model's input.
-        answer: what the model says of it; nothing if that is not known.
+        notes: what the model says of it, see `told_answer`.
     """
     height, width = picture.original.shape[:2]
     top, left, tall, wide = picture.window
     frame = (top / height, left / width, tall / height, wide / width)
-    notes = [f"seen as {answer}"] if answer else []
-    if picture.label is not None:
-        notes.append(f"is {picture.label}")
     return Layered(picture.original, maps, frame, picture.key, named(picture), notes)
 
 

@@ -14,7 +14,7 @@ import torch
 
 from vitrail.inspection.attention_parts import drawable, named
 from vitrail.inspection.figures import Figure, fitted, mosaic, show, tile_centres
-from vitrail.inspection.pictures import Picture, Pictures, as_input, overlaid
+from vitrail.inspection.pictures import Picture, Pictures, as_input, overlaid, told_answer
 from vitrail.inspection.places import Places
 from vitrail.inspection.relevance import explain, methods_of, predicted
 from vitrail.inspection.scores import (
@@ -58,13 +58,13 @@ class _Explained:
     Args:
         heats: for each method the mean heat of each patch, [rows columns].
         curves: for each mode and method the picture's curve, random order too.
-        seen_as: the class that is explained, in words.
+        notes: the class that is explained, and whether it is right, in words.
     """
 
     picture: Picture
     heats: dict[str, np.ndarray]
     curves: dict[str, dict[str, Curves]]
-    seen_as: str
+    notes: list[str]
 
 
 def explained_part(
@@ -154,8 +154,7 @@ def _explained(
         drawn = random_curves(model, images, patch, mode, DRAWS, index, batch_size=16, **words)
         found[mode]["random"] = drawn.curves
     number = int(classes[0])
-    label = model.labels[number] if model.labels else f"class {number}"
-    return _Explained(picture, heats, found, f"{label}, {100 * chance:.0f} %")
+    return _Explained(picture, heats, found, told_answer(picture, model.labels, (number, chance)))
 
 
 def _mean(found: Sequence[Curves]) -> Curves:
@@ -177,10 +176,11 @@ def _places(model: ImageClassifier, one: _Explained) -> Places:
 def _what(model: ImageClassifier, methods: Sequence[str], count: int) -> str:
     size = model.preprocessing.size
     high, wide = patch_of(model, size)
+    first = f"the first {count} pictures" if count != 1 else "the first picture"
     told = (
-        f"What the model's answer hangs on, by several explanations of {count} "
-        f"picture{'s' * (count != 1)}, each of the class that the model gives. Whether an "
-        f"explanation is right is measured: patches of {high} x {wide} pixels turn grey, those "
+        f"What the model's answer hangs on, by several explanations of {first}, "
+        "each of the class that the model gives. Whether an explanation is right is measured: "
+        f"patches of {high} x {wide} pixels turn grey, those "
         "first that it holds for the most relevant, and the class's probability is followed "
         "(deletion: the lower the area under that curve, the better); or they appear in a blurred "
         "picture (insertion: the higher the better). An explanation that does no better than "
@@ -213,10 +213,7 @@ def _fill(
     section.table(("explanation", "deletion", "insertion"), rows, caption)
     for one in done:
         key = one.picture.key
-        notes = [f"seen as {one.seen_as}"]
-        if one.picture.label is not None:
-            notes.append(f"is {one.picture.label}")
-        panes = [Pane([one.picture.original], [key], named(one.picture), notes)]
+        panes = [Pane([one.picture.original], [key], named(one.picture), one.notes)]
         for name in methods:
             drawn = overlaid(one.picture, one.heats[name], places)
             scores = [

@@ -16,7 +16,7 @@ from torch import Tensor
 from vitrail.inspection.attention_parts import drawable, named
 from vitrail.inspection.figures import Figure, mosaic, show, tile_centres
 from vitrail.inspection.look import evaluating
-from vitrail.inspection.pictures import Pictures, as_input, overlaid
+from vitrail.inspection.pictures import Pictures, as_input, evenly, overlaid
 from vitrail.inspection.places import Places
 from vitrail.inspection.sections import Part
 from vitrail.inspection.similarity import CKA, LEAST, nearest_patches
@@ -69,7 +69,7 @@ def layer_parts(
     """
     found = _pass(model, pictures, kinds, most, other, progress)
     if "tokens" in kinds:
-        yield _tokens_part(found.norms.result(), pictures, min(most, len(pictures)))
+        yield _tokens_part(found.norms.result(), pictures, evenly(len(pictures), most))
     if "similarity" in kinds:
         yield _similarity_part(found, None if other is None else names)
     if "neighbours" in kinds and found.kept:
@@ -127,14 +127,14 @@ def _three(tokens: Sequence[Tokens]) -> list[Tokens]:
 # -- norms ---------------------------------------------------------------------------------------
 
 
-def _tokens_part(norms: Sequence[TokenNorms], pictures: Pictures, shown: int) -> Part:
+def _tokens_part(norms: Sequence[TokenNorms], pictures: Pictures, shown: Sequence[int]) -> Part:
     shares = [one.share for one in norms]
     names = [one.name.removesuffix(".out") for one in norms]
     worst = int(np.argmax(shares)) if max(shares) > 0 else len(norms) - 1
     if max(shares) > 0:
         told = (
             f"Most of them leave {names[worst]}: {100 * shares[worst]:.2f} % of its places, the "
-            f"longest {norms[worst].where()[0][3]:.3g} where the median is "
+            f"largest {norms[worst].where()[0][3]:.3g} where the median is "
             f"{norms[worst].median:.3g}."
         )
     else:
@@ -174,8 +174,8 @@ def _tokens_part(norms: Sequence[TokenNorms], pictures: Pictures, shown: int) ->
 def _norms_figure(norms: Sequence[TokenNorms]) -> Figure:
     layers = list(range(len(norms)))
     lines = [
-        Line("median place", layers, [one.median for one in norms]),
-        Line("longest place", layers, [float(one.places.max()) for one in norms]),
+        Line("median", layers, [one.median for one in norms]),
+        Line("largest", layers, [float(one.places.max()) for one in norms]),
         Line("cut-off", layers, [one.cutoff for one in norms]),
     ]
     if norms[-1].prefix.shape[1]:
@@ -210,10 +210,10 @@ def _draw_norms(figure: Any, lines: Sequence[Line]) -> None:
 
 
 def _fill_norms(
-    section: Section, norms: TokenNorms, name: str, pictures: Pictures, shown: int
+    section: Section, norms: TokenNorms, name: str, pictures: Pictures, shown: Sequence[int]
 ) -> None:
     panes = []
-    for index in range(shown):
+    for index in shown:
         picture = drawable(pictures[index])
         places = _cells(norms.places.shape[1:], picture.seen.shape)
         drawn = overlaid(picture, norms.places[index].numpy(), places)
@@ -226,14 +226,23 @@ def _fill_norms(
                 [f"{found} stand out" if found else "none stands out"],
             )
         )
-    section.gallery(panes, f"The norms of what leaves {name}, over each picture; yellow is most.")
+    which = (
+        f" Shown are {len(panes)} of the {len(pictures):,} pictures, evenly chosen (--show); the "
+        "counts and the chart are of all of them."
+        if len(panes) < len(pictures)
+        else ""
+    )
+    caption = f"The norms of what leaves {name}, over each picture; yellow is most.{which}"
+    section.gallery(panes, caption)
     outliers = norms.where()
     if outliers:
-        rows = [(pictures.keys[b], row, column, norm) for b, row, column, norm in outliers[:LISTED]]
+        rows = [
+            (pictures.names[b], row, column, norm) for b, row, column, norm in outliers[:LISTED]
+        ]
         section.table(
             ("picture", "row", "column", "norm"),
             rows,
-            f"The longest of the {len(outliers):,} places that stand out in {name}; rows and "
+            f"The largest of the {len(outliers):,} places that stand out in {name}; rows and "
             "columns count from 0.",
         )
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from vitrail.inspection.attention_parts import drawable, layered_picture, named
 from vitrail.inspection.figures import Figure, fitted, mosaic, show, tile_centres
 from vitrail.inspection.look import evaluating
-from vitrail.inspection.pictures import Pictures, as_input, evenly
+from vitrail.inspection.pictures import Picture, Pictures, as_input, evenly, told_answer
 from vitrail.inspection.sections import Part
 from vitrail.kit.chart import heat_colors
 from vitrail.kit.page import Layered
@@ -43,7 +43,8 @@ def maps_part(model: ImageClassifier, pictures: Pictures, show_most: int) -> Par
             strides = maps.strides[:kept]
             norms = [_norms(one) for one in maps[:kept]]
             found.append(norms)
-            layered.append(layered_picture(picture, [one[None] for one in norms], ""))
+            notes = told_answer(picture, model.labels, _answer(model, picture))
+            layered.append(layered_picture(picture, [one[None] for one in norms], notes))
             name = named(picture)
             name = name if len(name) <= LONGEST else f"{name[: LONGEST - 3]}..."
             rows.append((name, [fitted(picture.original, TILE), *map(_tile, norms)]))
@@ -76,6 +77,14 @@ def maps_part(model: ImageClassifier, pictures: Pictures, show_most: int) -> Par
 
 def _fill(section: Any, pictures: list[Layered], names: list[str], caption: str) -> None:
     section.layered(pictures, names, caption, start=len(names) - 1)
+
+
+def _answer(model: ImageClassifier, picture: Picture) -> tuple[int, float] | None:
+    """The likeliest class and its probability; None without a head."""
+    if not model.num_classes:
+        return None
+    chance, index = model(as_input(model, picture)).double().softmax(1)[0].max(0)
+    return int(index), float(chance)
 
 
 def _norms(features: Tensor) -> np.ndarray:

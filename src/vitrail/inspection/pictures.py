@@ -7,6 +7,7 @@ own resolution, with every token at its true place and nothing where the model d
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import PurePath
 
 import numpy as np
 import torch
@@ -27,6 +28,7 @@ class Picture:
         seen: uint8 [h w 3], what the model sees of it.
         window: the part of the original that it sees, see `Preprocessing.window`.
         label: its class, where that is known.
+        name: the shortest that tells it from the others; the key without folders by default.
     """
 
     key: str
@@ -34,6 +36,7 @@ class Picture:
     seen: np.ndarray
     window: tuple[float, float, float, float]
     label: str | None = None
+    name: str = ""
 
 
 class Pictures:
@@ -43,7 +46,10 @@ class Pictures:
         model: gives the preprocessing.
         keys: their names.
         read: from a number to uint8 [h w 3].
-        labels: their classes, where they are known.
+        labels: their classes, None for one that is not known.
+
+    Attributes:
+        names: see `short_names`.
     """
 
     def __init__(
@@ -51,10 +57,11 @@ class Pictures:
         model: ImageClassifier,
         keys: Sequence[str],
         read: Callable[[int], np.ndarray],
-        labels: Sequence[str] | None = None,
+        labels: Sequence[str | None] | None = None,
     ):
         self.preprocessing = model.preprocessing
         self.keys = list(keys)
+        self.names = short_names(self.keys)
         self.labels = None if labels is None else list(labels)
         self._read = read
 
@@ -75,10 +82,49 @@ class Pictures:
         window = self.preprocessing.window(original.shape[1], original.shape[0])
         label = None if self.labels is None else self.labels[index]
         seen = self.preprocessing.geometry(original)
-        return Picture(self.keys[index], original, seen, window, label)
+        return Picture(self.keys[index], original, seen, window, label, self.names[index])
 
     def __iter__(self) -> Iterator[Picture]:
         return (self[index] for index in range(len(self)))
+
+
+def short_names(keys: Sequence[str]) -> list[str]:
+    """The keys relative to the one folder that all of them lie in: file names in one folder.
+
+    Keys without a folder in common, absolute ones beside relative ones too, are left as they are.
+    """
+    paths = [PurePath(key) for key in keys]
+    folders = {path.parent.parts for path in paths}
+    shared = 0
+    for parts in zip(*folders, strict=False):
+        if len(set(parts)) > 1:
+            break
+        shared += 1
+    return [
+        "/".join(path.parts[shared:]) if shared else key
+        for path, key in zip(paths, keys, strict=True)
+    ]
+
+
+def told_answer(
+    picture: Picture, labels: Sequence[str] | None, answer: tuple[int, float] | None
+) -> list[str]:
+    """What the model says of a picture, and whether that is right: a line each.
+
+    Args:
+        labels: the model's.
+        answer: the likeliest class and its probability; None where that is not known.
+    """
+    lines, label = [], ""
+    if answer is not None:
+        label = labels[answer[0]] if labels else f"class {answer[0]}"
+        lines.append(f"seen as {label}, {100 * answer[1]:.0f}\N{NO-BREAK SPACE}%")
+    if picture.label is not None:
+        # A data set may have other classes than the model: then neither right nor wrong is said.
+        judged = bool(lines) and bool(labels) and picture.label in (labels or ())
+        verdict = ("right: " if picture.label == label else "wrong: ") if judged else ""
+        lines.append(f"{verdict}it is {picture.label}")
+    return lines
 
 
 def evenly(count: int, most: int) -> list[int]:

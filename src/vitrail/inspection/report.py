@@ -162,7 +162,7 @@ def _parts(model: ImageClassifier, pictures: Pictures, choices: Choices, progres
                 yield distance_part(looked)
             progress("drawing", 0, 0)
             if "rollout" in wanted:
-                yield rollout_part(looked, pictures)
+                yield rollout_part(looked, pictures, model.labels)
             if "attention" in wanted:
                 yield attention_part(model, looked, pictures, layers, choices.heads)
         else:

@@ -19,6 +19,7 @@ from vitrail.kit.chart import heat_colors
 from vitrail.models.base import ImageClassifier
 
 MOST_FILTERS = 128
+WIDE = 0.8  # cosines that spread further are drawn from -1 to 1
 KEPT = 28  # the widest grid whose similarities go into the arrays
 USUAL = 16  # the widest grid that `position_similarity` takes where there are several tables
 
@@ -134,7 +135,8 @@ def _arrays(tables: list[Positions]) -> dict[str, np.ndarray]:
 def _grid_of_grids(table: Positions, named: bool) -> Figure:
     tiles = thinned(table.similarity)
     rows, columns, height, width = tiles.shape
-    colors = heat_colors((tiles + 1) / 2)
+    low, high = color_scale(table.similarity)
+    colors = heat_colors((tiles - low) / (high - low))
     times = max(1, round(40 / max(height, width)))
     sheet = mosaic(
         [
@@ -148,14 +150,23 @@ def _grid_of_grids(table: Positions, named: bool) -> Figure:
         if table.relative
         else "how alike its position is to every other place's"
     )
+    told = (
+        ""
+        if (low, high) == (-1, 1)
+        else ", the least and the greatest here: a place's own cosine, 1, is not counted"
+    )
     caption = (
         f"One tile for each of the {table.similarity.shape[0]} x {table.similarity.shape[1]} "
-        f"places{every}; a tile shows {what}: cosines from -1 (dark) to 1 (yellow). They lie "
-        f"between {table.similarity.min():.2f} and {table.similarity.max():.2f} here."
+        f"places{every}; a tile shows {what}: cosines from {low:.3g} (dark) to {high:.3g} "
+        f"(yellow){told}."
     )
     suffix = f"-{table.name.replace(' ', '-')}" if named else ""
     draw = partial(
-        _draw_grid_of_grids, sheet=sheet, grid=(rows, columns), tile=(height * times, width * times)
+        _draw_grid_of_grids,
+        sheet=sheet,
+        grid=(rows, columns),
+        tile=(height * times, width * times),
+        scale=(low, high),
     )
     return Figure(
         f"position_similarity{suffix}",
@@ -167,8 +178,28 @@ def _grid_of_grids(table: Positions, named: bool) -> Figure:
     )
 
 
+def color_scale(similarity: np.ndarray) -> tuple[float, float]:
+    """The cosines that are drawn darkest and brightest: those of two places, least and greatest.
+
+    Where they spread over more than `WIDE`, or are all the same, the scale is the paper's, -1 to 1.
+
+    Args:
+        similarity: [rows columns rows columns].
+    """
+    places = similarity.shape[0] * similarity.shape[1]
+    others = similarity.reshape(places, places)[~np.eye(places, dtype=bool)]
+    if not len(others):
+        return -1.0, 1.0
+    low, high = float(others.min()), float(others.max())
+    return (-1.0, 1.0) if high - low > WIDE or high - low < 1e-4 else (low, high)
+
+
 def _draw_grid_of_grids(
-    figure: Any, sheet: np.ndarray, grid: tuple[int, int], tile: tuple[int, int]
+    figure: Any,
+    sheet: np.ndarray,
+    grid: tuple[int, int],
+    tile: tuple[int, int],
+    scale: tuple[float, float],
 ) -> None:
     from matplotlib.cm import ScalarMappable
     from matplotlib.colors import Normalize
@@ -181,5 +212,5 @@ def _draw_grid_of_grids(
     show(
         axes, sheet, rows=rows, columns=columns, labels=("row of the place", "column of the place")
     )
-    scale = ScalarMappable(Normalize(-1, 1), "viridis")
-    figure.colorbar(scale, ax=axes, label="cosine similarity", shrink=0.8, aspect=30)
+    shown = ScalarMappable(Normalize(*scale), "viridis")
+    figure.colorbar(shown, ax=axes, label="cosine similarity", shrink=0.8, aspect=30)

@@ -42,6 +42,7 @@ _DASHES = (
     *((0, (9, 2)), (0, (3, 1)), (0, (1, 3)), (0, (9, 1.5, 1, 1.5, 1, 1.5))),
 )
 MOST = len(_SERIES)
+LEAST_SPAN = 1e-3  # of shares: labels have four digits
 
 
 @dataclass(frozen=True)
@@ -112,6 +113,8 @@ def line_chart(
         _dress(axes, x_label, percent, columns=_legend_columns(lines, size[0]))
         if log_y:
             _ratios_of_y(axes, percent)
+        elif percent:
+            _widen(axes)
         if log_x:
             _spread_ratios(axes, x_ticks or lines[0].x, x_format)
         elif x_format != ",.0f":
@@ -189,6 +192,15 @@ def _draw(axes: Any, lines: Sequence[Line]) -> None:
             at = np.nanargmax(y) if line.best == "highest" else np.nanargmin(y)
             ring = {"marker": "o", "markersize": 9, "markerfacecolor": "none"}
             axes.plot(x[at], y[at], color=color, linestyle="", **ring)
+
+
+def _widen(axes: Any) -> None:
+    """Let the y of a chart of shares span `LEAST_SPAN`, within 0..1, so that its labels differ."""
+    low, high = axes.get_ylim()
+    if 0 <= high - low < LEAST_SPAN:
+        start = min(max((low + high - LEAST_SPAN) / 2, 0), 1 - LEAST_SPAN)
+        start = min(start, low)  # differences of shares may be below nothing
+        axes.set_ylim(start, max(start + LEAST_SPAN, high))
 
 
 def _ratios_of_y(axes: Any, percent: bool) -> None:

@@ -2,7 +2,9 @@
 for (const box of document.querySelectorAll(".layered")) {
   const layers = JSON.parse(box.dataset.layers);
   const sliders = box.querySelector(".sliders");
-  const [layer, head, heat] = sliders.querySelectorAll("input");
+  const [layer, head, heat] = ["layer", "head", "heat"].map(
+    (name) => sliders.querySelector(`input[name=${name}]`));
+  const chosen = (heads) => head ? Math.min(head.value, heads) : 0;  // without heads there is no slider
   const say = (input, text) => { input.parentElement.querySelector("output").value = text; };
   const canvases = [...box.querySelectorAll("canvas")].map((canvas) => {
     const sprite = new Image();
@@ -11,7 +13,7 @@ for (const box of document.querySelectorAll(".layered")) {
   });
   const draw = ({ canvas, sprite, tile }) => {
     const [, top, rows, columns, heads] = layers[layer.value];
-    const which = Math.min(head.value, heads);
+    const which = chosen(heads);
     if (!sprite.complete) return;
     // The tile alone first: scaled out of the sheet, its neighbours would shine in at the borders.
     tile.width = columns; tile.height = rows;
@@ -24,9 +26,9 @@ for (const box of document.querySelectorAll(".layered")) {
   };
   const update = () => {
     const [name, , , , heads] = layers[layer.value];
-    const which = Math.min(head.value, heads);
+    const which = chosen(heads);
     say(layer, `${layer.value}: ${name}`);
-    say(head, which ? `${which - 1} of 0 to ${heads - 1}` : `mean of ${heads}`);
+    if (head) say(head, heads < 2 ? "the only one" : which ? `${which - 1} of 0 to ${heads - 1}` : `mean of ${heads}`);
     say(heat, `${heat.value} %`);
     canvases.forEach(draw);
   };

@@ -99,11 +99,26 @@ def read_config(folder: Path | str) -> dict[str, Any]:
     if not path.is_dir():
         raise Error(f"{path} is a file, not a model folder")
     if not (path / "config.json").exists():
-        raise Error(f"{path} is no model folder: it has no config.json")
+        raise Error(_no_model(path))
     config = _json(path / "config.json")
     if "vitrail" in config:
         _check_format(config["vitrail"], path / "config.json")
     return config
+
+
+def _no_model(path: Path) -> str:
+    """What a folder without a `config.json` is instead, and what is needed."""
+    if (path / "bundle.json").exists():
+        return (
+            f"{path} is a bundle of `vitrail export`: give the model folder that it was made from, "
+            "which is what this needs"
+        )
+    if (path / "arrays.npz").exists() and (path / "report.html").exists():
+        return (
+            f"{path} is what `vitrail inspect` wrote and no model folder: give the model that was "
+            "inspected"
+        )
+    return f"{path} is no model folder: it has no config.json"
 
 
 def read_section(folder: Path | str) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, TypeVar
 import numpy as np
 
 from vitrail.data.examples import read_file
+from vitrail.kit.cores import cores
 from vitrail.kit.errors import Error
 
 if TYPE_CHECKING:
@@ -45,7 +46,7 @@ class Prediction:
 
 def default_workers() -> int:
     """As many threads as there are cores for this process, up to `MOST_WORKERS`."""
-    return min(MOST_WORKERS, len(os.sched_getaffinity(0)))
+    return min(MOST_WORKERS, cores())
 
 
 def stream(

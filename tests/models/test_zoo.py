@@ -123,7 +123,7 @@ def test_an_unknown_name_names_the_nearest(name, near):
         ({"dropout": "1e-3"}, "dropout must be a number, not '1e-3'"),
         ({"qkv_bias": 1}, "qkv_bias must be true or false, not 1"),
         ({"registers": True}, "registers must be a whole number, not True"),
-        ({"pool": None}, "pool must be a word, not None"),
+        ({"pool": 3}, "pool must be a word, not 3"),
         ({"layer_scale": "x"}, "layer_scale must be a number or nothing, not 'x'"),
         ({"image_size": "224"}, "image_size must be a whole number or a list of numbers"),
         ({"image_size": (224,)}, "an image size is a whole number or"),

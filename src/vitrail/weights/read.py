@@ -77,7 +77,7 @@ def existing(source: Path | str) -> Path:
         if path.exists():
             return path
         near = did_you_mean(path.name, [p.name for p in path.parent.iterdir()])
-        if near and path.parent != Path("."):  # the whole of it can be typed again
+        if near and not path.is_absolute():  # the whole of it can be typed again
             near = did_you_mean(str(path), [str(p) for p in path.parent.iterdir()]) or near
     except OSError:
         near = ""

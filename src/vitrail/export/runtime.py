@@ -6,6 +6,7 @@ compute in float32 unless the graph itself says otherwise: OpenVINO would take b
 where the processor has it, which moves logits in the second digit.
 """
 
+import functools
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -186,7 +187,6 @@ class OpenVinoRuntime:
 
     def __init__(self, path: Path, threads: int | None = None, device: str | None = None):
         needed("openvino", "openvino")
-        import openvino
 
         if device not in (None, "cpu"):
             raise Error(f"an OpenVINO bundle runs on the cpu, not on {device!r}")
@@ -197,7 +197,7 @@ class OpenVinoRuntime:
         if threads is not None:
             settings["INFERENCE_NUM_THREADS"] = threads
         try:
-            self.compiled = openvino.Core().compile_model(str(path), "CPU", settings)
+            self.compiled = _core().compile_model(str(path), "CPU", settings)
         except Exception as error:  # its errors have no class in common
             raise Error(f"{path} cannot be opened by OpenVINO: {_line(error)}") from None
         self.attends = any(ATTENTION in output.get_names() for output in self.compiled.outputs)
@@ -217,6 +217,18 @@ class OpenVinoRuntime:
             raise Error(WITHOUT)
         made = self.request.infer({INPUT: images}, share_inputs=True)
         return made["logits"].copy(), made[ATTENTION].copy()
+
+
+@functools.cache
+def _core() -> Any:
+    """OpenVINO's core, one for the process and never let go.
+
+    With the last core its plugins are unloaded, and what they asked to be called at a fork is not
+    there any more: the next fork, such as a loader's workers, would crash.
+    """
+    import openvino
+
+    return openvino.Core()
 
 
 def open_graph(

@@ -429,3 +429,22 @@ print(json.dumps([answers, classify.logits(sys.argv[2:]).tolist(), "torch" in sy
     assert [p for row in answers for _, p in row] == pytest.approx(
         expected.values.flatten().tolist(), abs=1e-6
     )
+
+
+def test_signals_are_survived_after_several_bundles_are_let_go(place):
+    """Each core of OpenVINO sets a stack for signals, and may give back one that is freed."""
+    code = """
+import gc, signal, sys
+import vitrail
+first, second = (vitrail.Classifier(sys.argv[1], threads=1) for _ in range(2))
+del first
+gc.collect()
+del second
+gc.collect()
+signal.signal(signal.SIGUSR1, lambda *_: print("heard"))
+signal.raise_signal(signal.SIGUSR1)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code, place / "openvino"], capture_output=True, text=True
+    )
+    assert (done.returncode, done.stdout) == (0, "heard\n"), done.stderr

@@ -223,8 +223,9 @@ class OpenVinoRuntime:
 def _core() -> Any:
     """OpenVINO's core, one for the process and never let go.
 
-    With the last core its plugins are unloaded, and what they asked to be called at a fork is not
-    there any more: the next fork, such as a loader's workers, would crash.
+    The plugin of each core sets a stack of its own for signals, and gives back the one before when
+    it ends. Of two that live at once the first to end frees the stack that the second then gives
+    back: the next signal that Python handles, such as the end of a loader's worker, is a crash.
     """
     import openvino
 

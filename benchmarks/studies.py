@@ -22,7 +22,7 @@ from typing import Any
 
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # before torch: a spinning pool starves others
 
-from pieces.looks import looks, plain
+from pieces.looks import looks
 
 import vitrail
 from vitrail.studies.data import open_data
@@ -193,10 +193,10 @@ def _show_resolution(definition: Definition, records: Sequence[Record], interval
         mean = mean_of(runs, "top1", intervals)
         if mean is not None:
             rows.append([line, mean.words(), mean.n])
-            facts[line] = plain(mean)
+            facts[line] = mean.to_json()
     gain = paired(groups.get("fine-tuned at 48", ()), groups.get("fine-tuned at 32", ()), "top1")
     said = "nothing is measured yet" if gain is None else f"48 against 32: {gain.words()} points"
-    facts["gain"] = None if gain is None else plain(gain)
+    facts["gain"] = None if gain is None else gain.to_json()
     return Shown([said], [Table(("model", "accuracy, %", "seeds"), rows, "Accuracy.")], (), facts)
 
 

@@ -20,13 +20,14 @@ from vitrail.data.examples import ArraySource, Source
 from vitrail.data.loader import eval_batches
 from vitrail.evaluation.accuracy import evaluate
 from vitrail.inspection.attention import attention_distance
+from vitrail.inspection.embeddings import row_column_contrast
 from vitrail.kit.chart import Line, heat_colors, line_chart
 from vitrail.models.base import ImageClassifier
 from vitrail.models.tape import Tape
 from vitrail.studies.definition import candidate
 from vitrail.studies.folder import replace_whole
 from vitrail.studies.page import standalone
-from vitrail.studies.statistics import Mean, t_mean
+from vitrail.studies.statistics import t_mean
 from vitrail.weights.resized import resized
 
 SHIFTS, SIZES = (0, 2, 4, 6, 8), (16, 24, 32, 40, 48, 64)
@@ -105,9 +106,9 @@ def attention(models: Models, some: ArraySource, place: Path | None) -> dict[str
         nearest = t_mean(distances[:, 0].min(1).tolist())
         found[line] = {
             "uniform": uniform,
-            "layers": [plain(one) for one in by_layer],
-            "growth": plain(growth),
-            "nearest_head_of_the_first_layer": plain(nearest),
+            "layers": [one.to_json() for one in by_layer],
+            "growth": growth.to_json(),
+            "nearest_head_of_the_first_layer": nearest.to_json(),
             "heads": distances.tolist(),
         }
         depth = [float(i + 1) for i in range(len(by_layer))]
@@ -132,11 +133,10 @@ def positions(models: Sequence[ImageClassifier], place: Path | None) -> dict[str
         tables.append(similar.reshape(side, side, side, side))
         row, column = np.divmod(np.arange(side * side), side)
         lined = (row[:, None] == row) ^ (column[:, None] == column)  # one of them, not itself
-        apart = (row[:, None] != row) & (column[:, None] != column)
         near = (abs(row[:, None] - row) + abs(column[:, None] - column)) == 1
         gaps.append(
             (
-                float(similar[lined].mean() - similar[apart].mean()),
+                row_column_contrast(tables[-1]),
                 float(similar[near].mean() - similar[lined & ~near].mean()),
             )
         )
@@ -144,8 +144,8 @@ def positions(models: Sequence[ImageClassifier], place: Path | None) -> dict[str
         draw_positions(np.mean(tables, 0), place)
     lined_gap, near_gap = zip(*gaps, strict=True)
     return {
-        "row_or_column_minus_others": plain(t_mean(lined_gap)),
-        "neighbours_minus_rest_of_row_or_column": plain(t_mean(near_gap)),
+        "row_or_column_minus_others": t_mean(lined_gap).to_json(),
+        "neighbours_minus_rest_of_row_or_column": t_mean(near_gap).to_json(),
     }
 
 
@@ -195,10 +195,10 @@ def shifts(models: Models, some: ArraySource, place: Path | None) -> dict[str, A
             moved = [some] if not shift else [moved_by(some, *d) for d in directions(shift)]
             kept.append([statistics.fmean(top1(m, s) for s in moved) for m in ones])
         found[line] = {
-            str(shift): plain(t_mean(values)) for shift, values in zip(SHIFTS, kept, strict=True)
+            str(shift): t_mean(values).to_json() for shift, values in zip(SHIFTS, kept, strict=True)
         }
         loss = [t_mean([a - b for a, b in zip(values, kept[0], strict=True)]) for values in kept]
-        found[line]["loss"] = {str(s): plain(one) for s, one in zip(SHIFTS, loss, strict=True)}
+        found[line]["loss"] = {str(s): one.to_json() for s, one in zip(SHIFTS, loss, strict=True)}
         means = [found[line][str(shift)]["mean"] for shift in SHIFTS]
         lines.append(Line(line, [float(s) for s in SHIFTS], means, dots=True))
     svg = line_chart(
@@ -235,7 +235,7 @@ def sizes(models: Models, some: ArraySource, place: Path | None) -> dict[str, An
     found, lines = {}, []
     for line, ones in models.items():
         at = {size: t_mean([top1(resized(m, size), some) for m in ones]) for size in SIZES}
-        found[line] = {str(size): plain(mean) for size, mean in at.items()}
+        found[line] = {str(size): mean.to_json() for size, mean in at.items()}
         means = [at[size].mean for size in SIZES]
         lines.append(Line(line, [float(s) for s in SIZES], means, dots=True))
     svg = line_chart(
@@ -268,7 +268,3 @@ def latency(folder: Path, some: ArraySource) -> dict[str, Any]:
         }
         for name, model in models.items()
     }
-
-
-def plain(mean: Mean) -> dict[str, Any]:
-    return {"mean": mean.mean, "low": mean.low, "high": mean.high, "n": mean.n}

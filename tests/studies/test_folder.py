@@ -163,3 +163,24 @@ def test_a_folder_of_other_files_is_left_alone(tmp_path):
 
 def test_ids_are_fit_for_folders():
     assert safe_id("R50+B/16", "3 epochs", "seed0") == "R50+B_16-3_epochs-seed0"
+
+
+def test_of_many_who_begin_a_study_at_once_none_is_refused(tmp_path):
+    refused = []
+
+    def begin(place, barrier):
+        barrier.wait()
+        try:
+            StudyFolder(place).open(definition(0, 1), {"sha256": "x"})
+        except Error as error:
+            refused.append(str(error))
+
+    for turn in range(30):
+        barrier = threading.Barrier(6)
+        place = tmp_path / f"study{turn}"
+        threads = [threading.Thread(target=begin, args=(place, barrier)) for _ in range(6)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    assert not refused

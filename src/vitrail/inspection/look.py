@@ -17,12 +17,10 @@ from torch import Tensor
 from vitrail.inspection.attention import check_rollout, entropy, fused, mean_distance
 from vitrail.inspection.flow import flow, reading
 from vitrail.inspection.pictures import Pictures, as_input
-from vitrail.inspection.places import Layer, layers_of
+from vitrail.inspection.places import POOLING, Layer, layers_of
 from vitrail.kit.errors import Error, did_you_mean, listing
 from vitrail.models.base import ImageClassifier, height_width
 from vitrail.models.tape import Listener
-
-POOLING = "pool.attention"
 
 
 @dataclass(frozen=True)

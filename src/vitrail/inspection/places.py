@@ -29,6 +29,7 @@ from vitrail.models.standardize import same_padding
 from vitrail.models.t2t import UNFOLDINGS, T2TConfig
 from vitrail.models.vit import ViTConfig
 
+POOLING = "pool.attention"  # on the tape, of a pooling that attends
 Grid = tuple[int, int]
 Windows = tuple[np.ndarray, np.ndarray]
 """What a grid makes of another: for rows and for columns a matrix [to from]; see `windows`."""

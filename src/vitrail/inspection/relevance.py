@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vitrail.inspection.flow import flow, reading
-from vitrail.inspection.places import Layer, Places, layers_of
+from vitrail.inspection.places import POOLING, Layer, Places, layers_of
 from vitrail.kit.errors import Error, did_you_mean
 from vitrail.models.base import ImageClassifier
 from vitrail.models.bit_resnet import BiTResNet
@@ -31,7 +31,6 @@ from vitrail.models.tape import Tape
 
 WITH_MAPS = (ResNet, BiTResNet, HybridTransformer)
 SAMPLES = 16  # noisy copies of a picture for smooth gradients, and steps of integrated ones
-POOLING = "pool.attention"  # on the tape, of a pooling that attends
 NOISE = 0.15  # the deviation of their noise, as a share of the picture's range
 Explanation = Callable[[ImageClassifier, Tensor, Tensor], Tensor]
 

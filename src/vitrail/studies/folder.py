@@ -26,7 +26,7 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -129,22 +129,24 @@ class StudyFolder:
         """
         if self.path.exists() and not self.path.is_dir():
             raise Error(f"{self.path} is a file; --out needs a folder")
-        if self.held():
-            self._refuse_other(definition, data)
-        elif self.path.exists() and (names := _strangers(self.path)):
+        names = _strangers(self.path) if self.path.exists() else []
+        # Asked after the look: the study is there before anything else of it (below).
+        if names and not self.held():
             raise Error(
                 f"{self.path} holds other files ({listing(names, 3)}) and no study: give an --out "
                 "of its own"
             )
         try:
-            for folder in (self.path, self.claims, self.runs, self.parts):
-                folder.mkdir(parents=True, exist_ok=True)
+            self.path.mkdir(parents=True, exist_ok=True)
+            if not self.held():
+                body = {"sha256": definition.sha256, "data": data}
+                body["definition"] = definition.to_json()
+                _link_whole(self.path / "study.json", json.dumps(body, indent=1))
+            self._refuse_other(definition, data)  # another process may have been quicker
+            for folder in (self.claims, self.runs, self.parts):
+                folder.mkdir(exist_ok=True)
         except OSError as error:
             raise Error(f"{self.path} cannot be used as --out: {error.strerror}") from None
-        if not self.held():
-            body = {"sha256": definition.sha256, "data": data, "definition": definition.to_json()}
-            _link_whole(self.path / "study.json", json.dumps(body, indent=1))
-            self._refuse_other(definition, data)  # where another process was quicker with another
 
     def records(self) -> list[Record]:
         """The finished runs, in the definition's order.
@@ -195,11 +197,6 @@ class StudyFolder:
         """The number of the newest claim on a run; 0 where there is none."""
         found = (path.name.removeprefix(f"{id}.") for path in self.claims.glob(f"{id}.*"))
         return max((int(number) for number in found if number.isdigit()), default=0)
-
-    def at_work(self, ids: Iterable[str]) -> int:
-        """How many of these runs somebody is at."""
-        newest = ((id, self.newest_claim(id)) for id in ids)
-        return sum(bool(n) and self._alive(self.claims / f"{id}.{n}") for id, n in newest)
 
     def _alive(self, path: Path) -> bool:
         """Whether a claim's holder is still at work."""

@@ -15,6 +15,7 @@ import torch
 
 from vitrail.data.sources import Spec
 from vitrail.kit.errors import Error, listing
+from vitrail.recipes.opening import check_place
 from vitrail.studies.data import StudyData, open_data
 from vitrail.studies.definition import Ask, Definition, Point
 from vitrail.studies.estimate import Estimate, estimate
@@ -130,18 +131,6 @@ def figures_only(
     if held != kind:
         raise Error(f"{out} holds a study of {held}, not of {kind}")
     return write_report(folder, find_kind(kind), intervals=intervals, command=command)
-
-
-def check_place(data: Spec, out: Path) -> None:
-    """Refuse a folder inside of the data.
-
-    Raises:
-        Error: it lies there.
-    """
-    if isinstance(data, str | Path) and Path(data).is_dir():
-        inside = out.expanduser().resolve()
-        if inside.is_relative_to(Path(data).expanduser().resolve()):
-            raise Error(f"--out {out} lies inside the data, which stay as they are: give another")
 
 
 def _known(ask: Ask, data: StudyData) -> Ask:

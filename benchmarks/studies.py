@@ -12,7 +12,9 @@ The last line of stdout is one JSON object; its ratios are of accuracies.
 """
 
 import argparse
+import itertools
 import json
+import math
 import os
 import shutil
 import sys
@@ -27,16 +29,17 @@ from pieces.looks import looks
 import vitrail
 from vitrail.studies.data import open_data
 from vitrail.studies.definition import Ask, Definition, Kind, Point, Record, Shown, Table, candidate
-from vitrail.studies.folder import StudyFolder, replace_whole, safe_id
-from vitrail.studies.grid import fixed_settings, grouped, mean_of, paired
-from vitrail.studies.page import write_report
-from vitrail.studies.presets import FASTEST, SMALL, vit
-from vitrail.studies.runner import take_runs
-from vitrail.studies.study import How, decoded, study
+from vitrail.studies.folder import replace_whole, safe_id
+from vitrail.studies.grid import FINAL, fixed_settings, grouped, mean_of, paired
+from vitrail.studies.presets import FASTEST, SMALL, bit, hybrid, vit
+from vitrail.studies.study import How, study
 
 ROOT = Path(__file__).resolve().parents[1]
 PICTURES = ROOT / "docs" / "pictures" / "studies"
-HELD_OUT, TEST, QUICK_TEST = 0.02, 4000, 200
+HELD_OUT, TEST, QUICK_TEST = 0.1, 4000, 200
+RATES, RATES_SEEN = (0.0005, 0.001, 0.002, 0.004), 40_000
+COMMON: dict[str, Any] = {"image_size": 32, "batch_size": 32}
+MODELS = (vit("ViT 8/48/3", 8, 48, 3, 3), vit("ViT", 4, 64, 4, 4), bit("BiT ResNet", [1, 1, 1], [128, 128, 256], 64), hybrid("hybrid 16", [1, 1], 64, 4, 4, stem=64), hybrid("hybrid 64", [1], 64, 4, 4, stem=64), SMALL[3])
 BASE = vit("ViT", 4, 48, 3, 3)
 LIGHT = vit("ViT", 8, 48, 3, 3)
 CVT = SMALL[3]
@@ -65,7 +68,7 @@ class Page:
         self.seeds = 2 if self.quick else options.seeds
         self.test = QUICK_TEST if self.quick else TEST
 
-    def study(self, kind: str, name: str, ask: Ask, data: str | None = None) -> dict[str, Any]:
+    def study(self, kind: str | Kind, name: str, ask: Ask, data: str | None = None) -> dict[str, Any]:
         """A study of one of the kinds, in a folder of its own."""
         held_out = 0.1 if data else HELD_OUT
         return study(
@@ -130,20 +133,69 @@ def ablation(axis: str) -> Callable[["Page"], dict[str, Any]]:
     return run
 
 
+def rates(page: Page) -> dict[str, Any]:
+    """Each model at several learning rates, on validation alone: what the page's rates are from.
+
+    The seed is none of those that the other pieces report.
+    """
+    seen = 256 if page.quick else RATES_SEEN
+    ask = Ask(models=MODELS, durations=(f"{seen} examples",), first_seed=100, **COMMON)
+    return page.study(Kind("rates", "Learning rates", _define_rates, _show_rates), "rates", ask)
+
+
+def _define_rates(ask: Ask) -> Definition:
+    points = []
+    for words, rate in itertools.product(ask.models, RATES):
+        one = candidate(words)
+        settings = {**fixed_settings(ask), **one.settings, "optim.lr": rate}
+        points.append(
+            Point(
+                id=safe_id(one.label, rate),
+                line=one.label,
+                model=one.model,
+                config=one.config,
+                image_size=ask.image_size,
+                duration=ask.durations[0],
+                settings=settings,
+                seed=ask.first_seed,
+                axes={"rate": rate},
+                test=False,
+            )
+        )
+    return Definition(kind="rates", points=tuple(points))
+
+
+def _show_rates(definition: Definition, records: Sequence[Record], intervals: bool) -> Shown:
+    found: dict[str, dict[str, float]] = {}
+    for record in records:
+        rate = str(record["config"]["axes"]["rate"])
+        found.setdefault(record["config"]["line"], {})[rate] = record["metrics"][FINAL]
+    rows = [[line, *(100 * one.get(str(rate), math.nan) for rate in RATES)] for line, one in found.items()]
+    answer = [f"{line}: {max(one, key=one.__getitem__)} is best" for line, one in found.items()]
+    table = Table(("model", *map(str, RATES)), rows, "Accuracy on validation, %, by learning rate.")
+    return Shown(answer, [table], (), found)
+
+
 def resolution(page: Page) -> dict[str, Any]:
     """Claim (j): a trained model, and its fine-tuning at the same and at a higher resolution."""
-    one = candidate(BASE)
-    settings = {**fixed_settings(Ask(image_size=32, batch_size=32)), "optim.lr": 0.003}
+    seen = 256 if page.quick else 40_000
+    ask = Ask(models=(BASE,), durations=(f"{seen} examples", f"{seen // 4} examples"), **COMMON)
+    kind = Kind("resolution", "Resolution", _define_resolution, _show_resolution)
+    return page.study(kind, "resolution", ask)
+
+
+def _define_resolution(ask: Ask) -> Definition:
+    one = candidate(ask.models[0])
+    settings = {**fixed_settings(ask), **one.settings}
     tuning = {**settings, "optim.lr": 0.003, "schedule.warmup": "10 percent"}
     points: list[Point] = []
-    for seed in range(page.seeds):
+    for seed in ask.all_seeds:
         shared = {"model": one.model, "config": one.config, "seed": seed}
-        seen = 256 if page.quick else 12_000
         start = Point(
             id=f"trained-seed{seed}",
             line="trained at 32",
             image_size=32,
-            duration=f"{seen} examples",
+            duration=ask.durations[0],
             settings=settings,
             **shared,
         )
@@ -155,35 +207,13 @@ def resolution(page: Page) -> dict[str, Any]:
                     line=f"fine-tuned at {size}",
                     recipe="vit_finetune",
                     image_size=size,
-                    duration=f"{seen // 3} examples",
+                    duration=ask.durations[1],
                     settings=tuning,
                     start=start.id,
                     **shared,
                 )
             )
-    definition = Definition(
-        kind="resolution", points=tuple(points), held_out=HELD_OUT, most_test=page.test
-    )
-    folder = StudyFolder(page.out / "resolution")
-    data = open_data(page.data, HELD_OUT, page.test)
-    folder.open(definition, data.identity)
-    if {point.id for point in points} - folder.recorded():
-        take_runs(definition, decoded(data, definition), folder, told=told(folder))
-    folder.compose()
-    return write_report(folder, Kind("resolution", "Resolution", _no_define, _show_resolution))
-
-
-def told(folder: StudyFolder) -> Callable[[Point, float | None], None]:
-    def say(point: Point, seconds: float | None) -> None:
-        if seconds is not None:
-            top1 = folder.record(point.id)["metrics"].get("top1")
-            tell(f"{point.id} in {seconds:.0f} s, {100 * (top1 or 0):.2f} % on test")
-
-    return say
-
-
-def _no_define(ask: Ask) -> Definition:
-    raise NotImplementedError("the resolution study is defined in this file alone")
+    return Definition(kind="resolution", points=tuple(points))
 
 
 def _show_resolution(definition: Definition, records: Sequence[Record], intervals: bool) -> Shown:
@@ -235,6 +265,7 @@ def look(page: Page) -> dict[str, Any]:
 
 
 PIECES: dict[str, Callable[[Page], dict[str, Any]]] = {
+    "rates": rates,
     "data-size": data_size,
     "scaling": scaling,
     **{axis: ablation(axis) for axis in AXES},

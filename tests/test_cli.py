@@ -577,6 +577,16 @@ def test_a_place_that_cannot_be_written_is_refused_before_the_work(verb, model, 
     assert (tmp_path / "file").read_text() == "mine"
 
 
+def test_looking_whether_a_place_can_be_written_makes_nothing(tmp_path, monkeypatch):
+    """Another process may be about to fill the folder: making and removing it would take it away."""
+    from vitrail.cli.output import check_out, check_out_file
+
+    monkeypatch.setattr(Path, "mkdir", lambda *args, **kwargs: pytest.fail("a folder was made"))
+    check_out(tmp_path / "some" / "page")
+    check_out_file(tmp_path / "some" / "rows.csv", [])
+    assert not list(tmp_path.iterdir())
+
+
 def test_pictures_with_several_labels_from_training_to_evaluation(photos, tmp_path):
     pictures = sorted(photos.rglob("*.png"))
     rows = ["path,labels"]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import tempfile
 from collections.abc import Iterable, Sequence
@@ -64,17 +63,15 @@ def check_out_file(out: Path | None, inputs: Iterable[Path]) -> None:
 
 
 def _try(folder: Path, out: Path) -> None:
-    """See that a folder can be made and written into, and leave all as it was."""
-    missing = [place for place in (folder, *folder.parents) if not place.exists()]
+    """See that a folder can be made and written into, without making it.
+
+    Another process may be about to fill it, so nothing is made that would have to be removed.
+    """
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        tempfile.TemporaryFile(dir=folder).close()
+        there = next(place for place in (folder, *folder.absolute().parents) if place.exists())
+        tempfile.TemporaryFile(dir=there).close()
     except OSError as error:
         raise Error(f"{out} cannot be used as --out: {error.strerror}") from None
-    finally:
-        for place in missing:
-            with contextlib.suppress(OSError):
-                place.rmdir()
 
 
 def say_report(out: Path | None) -> None:

@@ -17,7 +17,7 @@ from vitrail.data.sources import Spec
 from vitrail.kit.errors import Error, listing
 from vitrail.recipes.opening import check_place
 from vitrail.studies.data import StudyData, open_data
-from vitrail.studies.definition import Ask, Definition, Point
+from vitrail.studies.definition import Ask, Definition, Kind, Point
 from vitrail.studies.estimate import Estimate, estimate
 from vitrail.studies.folder import StudyFolder
 from vitrail.studies.kinds import find_kind
@@ -57,7 +57,7 @@ class How:
 
 
 def study(
-    kind: str,
+    kind: str | Kind,
     data: Spec,
     out: Path | str,
     ask: Ask,
@@ -72,7 +72,7 @@ def study(
     """Do a study, or go on with it; returns its summary (of a dry run, the estimate).
 
     Args:
-        kind: one of `kinds.KINDS`.
+        kind: the name of one of `kinds.KINDS`, or a kind of one's own.
         data: as of `open_splits`; several processes need a name or a path.
         out: the study's folder.
         ask: what is to be compared.
@@ -91,7 +91,8 @@ def study(
         check_intervals(ask.seeds)
     if how.jobs > 1 and not isinstance(data, str | Path):
         raise Error("several processes each open the data: give them by a name or a path")
-    found, folder = find_kind(kind), StudyFolder(out)
+    found = kind if isinstance(kind, Kind) else find_kind(kind)
+    folder = StudyFolder(out)
     check_place(data, folder.path)
     with one_of_several() as (rank, world):
         device = device_for(how.device, rank) if world > 1 else how.device

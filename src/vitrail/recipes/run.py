@@ -83,6 +83,7 @@ def train(
     record: Mapping[str, Any] | None = None,
     report: bool = True,
     quiet: bool = True,
+    display: Display | None = None,
     command: str = "",
     track: str | None = None,
     watch: Spec | None = None,
@@ -101,6 +102,7 @@ def train(
         record: more facts for the ``vitrail`` section of the model folder's `config.json`.
         report: write the page; a study of many short runs does without.
         quiet: say nothing on stderr.
+        display: what says it, where that is not `training.display.Display` but a kind of it.
         command: what the report gives as the way to go on.
         watch: another data set, whose few-shot accuracy is measured every ``watch_every`` steps (a
             twentieth of the run by default).
@@ -113,7 +115,7 @@ def train(
     """
     given = locals().copy()
     first = first_process()
-    display, output = Display(quiet or not first), Output(out, first)
+    display, output = display or Display(quiet or not first), Output(out, first)
     if seeds < 1:
         raise Error(f"seeds must be at least 1, not {seeds}")
     if seeds > 1:
@@ -232,15 +234,16 @@ def train(
             head_share=min(1.0, session.rates.head_steps / max(1, state.progress.step)),
         )
         facts = {**opened.facts, "val_fraction": held_out, "split_seed": words["seed"]}
-        return finish(
-            session,
-            steps_before=before,
-            ledger=ledger,
-            data=facts,
-            command=command,
-            record=record or {},
-            report=report,
-        )
+        with display.busy("measuring"):
+            return finish(
+                session,
+                steps_before=before,
+                ledger=ledger,
+                data=facts,
+                command=command,
+                record=record or {},
+                report=report,
+            )
 
 
 def choose_recipe(

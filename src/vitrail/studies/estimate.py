@@ -67,6 +67,10 @@ class Estimate:
         # A forward pass alone is about as quick an operation as the rest.
         return OVERHEAD + (run.flops + run.forward_flops) / self.rate(run)
 
+    def step_seconds(self, id: str) -> float:
+        """Of its steps alone: it is also made, measured and saved."""
+        return self.runs[id].flops / self.rate(self.runs[id])
+
     def rate(self, run: Planned) -> float:
         """Operations a second: between the measured models of its family, by the MACs."""
         own = sorted((macs, rate) for (family, macs), rate in self.rates.items())

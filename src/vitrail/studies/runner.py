@@ -15,9 +15,24 @@ from vitrail.studies.data import StudyData
 from vitrail.studies.definition import Definition, Point
 from vitrail.studies.folder import Claim, StudyFolder
 from vitrail.studies.work import perform, tidy
+from vitrail.training.display import Display
 
 WAIT = 1.0  # seconds before looking again for a run that others have not taken
-Tell = Callable[[Point, float | None], None]
+
+
+class Watcher:
+    """What follows a process's runs; this one says nothing."""
+
+    def display(self, point: Point) -> Display:
+        """What is to show a run, which is about to begin."""
+        return Display(quiet=True)
+
+    def waiting(self) -> contextlib.AbstractContextManager[None]:
+        """While there is no run to take up, but others are at work."""
+        return contextlib.nullcontext()
+
+    def done(self, point: Point, seconds: float) -> None:
+        """A run is recorded; it took so many seconds."""
 
 
 def take_runs(
@@ -27,21 +42,21 @@ def take_runs(
     *,
     device: str | None = None,
     keep: str = "models",
-    told: Tell | None = None,
+    watcher: Watcher | None = None,
     alone: Callable[[], bool] = lambda: False,
 ) -> int:
     """Do runs until all of them are recorded; returns how many this process did.
 
     Args:
         keep: of finished runs, ``models`` or ``nothing``.
-        told: called with a run before it is done, and again with its seconds.
+        watcher: follows them.
         alone: whether whoever started this process is gone, and it should end.
 
     Raises:
         Error: a run cannot be done; the claim on it is given up.
         KeyboardInterrupt: asked to stop; the run that was under way is saved.
     """
-    done = 0
+    done, watcher = 0, watcher or Watcher()
     while not alone():
         recorded = folder.recorded()
         open_ones = [point for point in definition.points if point.id not in recorded]
@@ -49,16 +64,15 @@ def take_runs(
             break
         claim, point = _next(open_ones, recorded, folder)
         if claim is None or point is None:
-            time.sleep(WAIT)
+            with watcher.waiting():
+                time.sleep(WAIT)
             continue
-        if told is not None:
-            told(point, None)
-        seconds = _do(claim, point, definition, data, folder, device)
+        shown = watcher.display(point)
+        seconds = _do(claim, point, definition, data, folder, device, shown)
         if seconds is not None:
             done += 1
             tidy(folder, point.id, "models" if _is_needed(point, definition) else keep)
-            if told is not None:
-                told(point, seconds)
+            watcher.done(point, seconds)
     return done
 
 
@@ -80,12 +94,13 @@ def _do(
     data: StudyData,
     folder: StudyFolder,
     device: str | None,
+    display: Display,
 ) -> float | None:
     """A run under its claim: its seconds, or None where another process has it now."""
     began = time.monotonic()
     try:
         with claim.kept():
-            record = perform(point, definition, data, folder, device)
+            record = perform(point, definition, data, folder, device, display)
     except KeyboardInterrupt:
         if not claim.holds():
             return None

@@ -5,7 +5,6 @@ import json
 import os
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,13 +16,15 @@ from vitrail.data.sources import Spec
 from vitrail.kit.errors import Error, listing
 from vitrail.recipes.opening import check_place
 from vitrail.studies.data import StudyData, open_data
-from vitrail.studies.definition import Ask, Definition, Kind, Point
+from vitrail.studies.definition import Ask, Definition, Kind
 from vitrail.studies.estimate import Estimate, estimate
 from vitrail.studies.folder import StudyFolder
 from vitrail.studies.kinds import find_kind
 from vitrail.studies.page import write_report
+from vitrail.studies.progress import Outlook, StudyWatcher
 from vitrail.studies.runner import device_for, one_of_several, take_runs
 from vitrail.studies.statistics import check_intervals
+from vitrail.training.display import Display
 from vitrail.training.display import duration as in_words
 from vitrail.training.recipe import Recipe, with_settings
 
@@ -41,6 +42,7 @@ class How:
         keep: of finished runs, ``models`` or ``nothing``.
         dry_run: estimate, and stop.
         intervals: see `page.write_report`.
+        live: show the run under way, where stderr is a terminal.
     """
 
     device: str | None = None
@@ -48,6 +50,7 @@ class How:
     keep: str = "models"
     dry_run: bool = False
     intervals: bool | None = None
+    live: bool = False
 
     def __post_init__(self):
         if self.jobs < 1:
@@ -72,7 +75,7 @@ def study(
     """Do a study, or go on with it; returns its summary (of a dry run, the estimate).
 
     Args:
-        kind: the name of one of `kinds.KINDS`, or a kind of one's own.
+        kind: the name of one of `flags.KINDS`, or a kind of one's own.
         data: as of `open_splits`; several processes need a name or a path.
         out: the study's folder.
         ask: what is to be compared.
@@ -92,18 +95,22 @@ def study(
     if how.jobs > 1 and not isinstance(data, str | Path):
         raise Error("several processes each open the data: give them by a name or a path")
     found = kind if isinstance(kind, Kind) else find_kind(kind)
+    ask = ask.replace(durations=tuple(length_of(text) for text in ask.durations))
     folder = StudyFolder(out)
     check_place(data, folder.path)
     with one_of_several() as (rank, world):
         device = device_for(how.device, rank) if world > 1 else how.device
-        opened = open_data(data, held_out, most_test, **(columns or {}))
+        display = Display(quiet=rank > 0 or not how.live)
+        with display.busy("looking at the data"):
+            opened = open_data(data, held_out, most_test, **(columns or {}))
         definition = replace(
             found.define(_known(ask, opened)), held_out=held_out, most_test=most_test
         )
         records = folder.records() if folder.held() and not how.dry_run else []
         if rank == 0 and not how.dry_run and folder.held():
             folder.open(definition, opened.identity)  # refuse before anything is measured
-        costs = estimate(definition, opened, records, device)
+        with display.busy("measuring the speed"):
+            costs = estimate(definition, opened, records, device)
         left = [p.id for p in definition.points if p.id not in {r["id"] for r in records}]
         jobs = how.jobs * world
         if rank == 0:
@@ -135,16 +142,35 @@ def figures_only(
 
 
 def _known(ask: Ask, data: StudyData) -> Ask:
-    """What was asked for, with what the data say, durations in one way of writing."""
-    durations = tuple(
-        str(with_settings(Recipe(), {"duration": text}).duration) for text in ask.durations
-    )
+    """What was asked for, with what the data say."""
     return ask.replace(
-        durations=durations,
         train_images=len(data.train),
         classes=int((data.train.counts() > 0).sum()),
         side=data.side,
     )
+
+
+LENGTHS = ("steps", "epochs", "examples")
+
+
+def length_of(text: str) -> str:
+    """A length of runs in one way of writing: ``500 steps``.
+
+    A recipe takes a bare number for steps; a study compares lengths, and has it said.
+
+    Raises:
+        Error: it is none, or has no unit.
+    """
+    length = None
+    if text.strip().endswith(LENGTHS):
+        with contextlib.suppress(Error):
+            length = with_settings(Recipe(), {"duration": text}).duration
+    if length is None:
+        raise Error(
+            f"--durations {text} is no length of a run: write it as 500steps, 3epochs or "
+            "20000examples"
+        )
+    return str(length)
 
 
 def _do(
@@ -161,6 +187,7 @@ def _do(
 ) -> None:
     if not set(costs.runs) - folder.recorded():
         return
+    outlook = Outlook(definition, folder, costs, how.jobs)
     others = []
     own = device
     if how.jobs > 1:
@@ -181,7 +208,7 @@ def _do(
                 folder,
                 device=own,
                 keep=how.keep,
-                told=_progress(definition, folder, costs, how.jobs, say) if rank == 0 else None,
+                watcher=None if rank else StudyWatcher(outlook, folder, say, how.live),
             )
     except BaseException:
         for other in others:
@@ -249,32 +276,6 @@ def _end(other: subprocess.Popen[str]) -> None:
     except subprocess.TimeoutExpired:
         other.terminate()
         other.wait()
-
-
-def _progress(
-    definition: Definition, folder: StudyFolder, costs: Estimate, jobs: int, say: Say
-) -> Callable[[Point, float | None], None]:
-    """Says which run begins, how the last one went, and how long the rest takes."""
-    expected = {point.id: costs.seconds(point.id) for point in definition.points}
-    began, start = time.monotonic(), folder.recorded()
-
-    def told(point: Point, seconds: float | None) -> None:
-        recorded = folder.recorded()
-        if seconds is None:
-            return
-        done = [id for id in recorded - start if id in expected]
-        spent = time.monotonic() - began
-        ours = sum(expected[id] for id in done)
-        rate = spent / ours if ours else 1.0 / max(1, jobs)
-        left = sum(expected[p.id] for p in definition.points if p.id not in recorded) * rate
-        top1 = folder.record(point.id)["metrics"].get("top1")
-        score = "" if top1 is None else f", {100 * top1:.2f} % on test"
-        say(
-            f"{len(recorded)} of {len(expected)} runs: {point.id} in {in_words(seconds)}{score}; "
-            f"{in_words(left)} to go"
-        )
-
-    return told
 
 
 def _told(definition: Definition, costs: Estimate, left: list[str], jobs: int) -> list[str]:

@@ -29,6 +29,7 @@ from vitrail.studies.folder import StudyFolder
 from vitrail.studies.grid import FINAL, validated
 from vitrail.studies.subsets import subset_rows
 from vitrail.training.checkpoint import FOLDER
+from vitrail.training.display import Display
 from vitrail.weights.folder import load_model
 from vitrail.weights.read import BEST_FILE
 
@@ -75,16 +76,21 @@ def perform(
     data: StudyData,
     folder: StudyFolder,
     device: str | None = None,
+    display: Display | None = None,
 ) -> Record:
     """Do a run, or go on with it, and return its record.
 
     Where the run whose weights it starts from failed, or all of those that it chooses from, it has
     failed with them: the study goes on.
 
+    Args:
+        display: what shows it to a person; nothing does by default.
+
     Raises:
         Error: the run cannot be done.
         Interrupted: asked to stop, with everything saved.
     """
+    display = display or Display(quiet=True)
     trials = [folder.record(id) for id in point.choose]
     before = [] if point.start is None else [folder.record(point.start)]
     if _all_failed(before) or _all_failed(trials):
@@ -105,6 +111,7 @@ def perform(
             device=device,
             val_fraction=0.0,
             report=False,
+            display=display,
             **words,
         )
     except Error:
@@ -112,10 +119,8 @@ def perform(
             raise
         return _failed(point, "its numbers were no longer finite")
     about = json.loads((out / "config.json").read_text())["vitrail"]
-    metrics = {
-        **_told(out, about),
-        **_measured(point, definition, data, out),
-    }
+    with display.busy("measuring"):
+        metrics = {**_told(out, about), **_measured(point, definition, data, out)}
     if point.choose:
         metrics["chosen"] = chosen_settings(point, trials)
     return {"id": point.id, "config": point.to_json(), "seed": point.seed, "metrics": metrics}

@@ -26,7 +26,8 @@ class Display:
     def __init__(self, quiet: bool = False):
         self.quiet = quiet
         self.console = Console(stderr=True, highlight=False)
-        self.live = not quiet and self.console.is_terminal
+        # FORCE_COLOR makes rich take a log for a terminal.
+        self.live = not quiet and self.console.is_terminal and sys.stderr.isatty()
         self._bar: Progress | None = None
         self._task: TaskID | None = None
 
@@ -58,7 +59,8 @@ class Display:
                 console=self.console,
                 transient=True,
             )
-            self._task = self._bar.add_task("training", total=total, completed=done, text="")
+            text = self.text(done, None, "")
+            self._task = self._bar.add_task("training", total=total, completed=done, text=text)
             self._bar.start()
         return self
 
@@ -70,10 +72,7 @@ class Display:
         spent = now - self.began
         left = spent / max(1, done - self.first) * (self.total - done)
         seen = "" if accuracy is None else f"  acc {100 * accuracy:5.1f} %"
-        text = (
-            f"{done:,}/{self.total:,}  {duration(left)} to go  loss {loss:.3f}{seen}"
-            f"  {rate:,.0f} images/s"
-        )
+        text = self.text(done, left, f"loss {loss:.3f}{seen}  {rate:,.0f} images/s")
         if not self.estimated and spent > ESTIMATE_AFTER and done - self.first >= 5:
             self.estimated = True
             steps = self.total - self.first
@@ -83,6 +82,11 @@ class Display:
         elif now - self.last_line >= PLAIN_EVERY or done == self.total:
             self.last_line = now
             self.say(f"step {text}")
+
+    def text(self, done: int, left: float | None, learned: str) -> str:
+        """What the line says after a step, ``left`` seconds before the last one; None: unknown."""
+        to_go = "" if left is None else f"  {duration(left)} to go"
+        return f"{done:,}/{self.total:,}{to_go}  {learned}"
 
     def close(self) -> None:
         """End the live line."""

@@ -578,7 +578,7 @@ def test_a_place_that_cannot_be_written_is_refused_before_the_work(verb, model, 
 
 
 def test_looking_whether_a_place_can_be_written_makes_nothing(tmp_path, monkeypatch):
-    """Another process may be about to fill the folder: making and removing it would take it away."""
+    """Another process may be about to fill the folder: removing it would take it away."""
     from vitrail.cli.output import check_out, check_out_file
 
     monkeypatch.setattr(Path, "mkdir", lambda *args, **kwargs: pytest.fail("a folder was made"))

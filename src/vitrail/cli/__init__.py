@@ -33,7 +33,7 @@ from vitrail.cli.plan import plan
 from vitrail.cli.predict import predict
 from vitrail.cli.probe import probe
 from vitrail.cli.serve import serve
-from vitrail.cli.study import study
+from vitrail.cli.study import kind_of, of_kind, study
 from vitrail.cli.train import train
 from vitrail.cli.verify import verify
 from vitrail.kit.errors import Error, did_you_mean
@@ -86,7 +86,12 @@ def main(words: Sequence[str] | None = None) -> int:
         if argv[0] not in VERBS:
             near = did_you_mean(argv[0], VERBS) or f"; the verbs are {', '.join(VERBS)}"
             raise Error(f"there is no verb {argv[0]!r}{near}")
-        call = parsed(VERBS[argv[0]], argv[0], arguments.gathered(argv[1:]))
+        name, rest = argv[0], arguments.gathered(argv[1:])
+        verb, kind = VERBS[name], kind_of(rest) if name == "study" else None
+        if kind is not None:
+            name = f"{name} {kind}"
+            verb = of_kind(kind) if {"-h", "--help"} & set(rest) else verb
+        call = parsed(verb, name, rest)
         return call()
     except Error as error:
         if debug:

@@ -38,7 +38,7 @@ def export(
     overwrite: bool = False,
     model: Annotated[str | None, arg("NAME")] = None,
     which: Literal["final", "best"] = "final",
-    split: Literal["test", "val", "train"] | None = None,
+    split: Annotated[Literal["test", "val", "train"] | None, arg("test|val|train")] = None,
     json: bool = False,
 ) -> int:
     """Export a model as a bundle, checked on your own images: no accuracy is lost in silence.

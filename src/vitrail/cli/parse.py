@@ -26,6 +26,8 @@ def parsed(verb: Callable[..., int], name: str, words: list[str]) -> Callable[[]
     def later(*values: object, **named: object) -> Callable[[], int]:
         return functools.partial(verb, *values, **named)
 
+    if {"-h", "--help"} & set(words):
+        words = ["--help"]  # else tyro leaves out the places that are taken
     said = io.StringIO()
     try:
         with contextlib.redirect_stderr(said):

@@ -28,7 +28,9 @@ def predict(
     *,
     model: Annotated[str | None, arg("NAME")] = None,
     top: int = 5,
-    format: Literal["table", "csv", "jsonl", "parquet"] | None = None,
+    format: Annotated[
+        Literal["table", "csv", "jsonl", "parquet"] | None, arg("table|csv|jsonl|parquet")
+    ] = None,
     out: Annotated[str | None, arg("FILE|DIR")] = None,
     shard: Annotated[str | None, arg("I/N")] = None,
     piece_size: Annotated[int, arg("N")] = 2000,

@@ -2,12 +2,16 @@
 
 from __future__ import annotations  # hints name tyro, which is imported when they are read
 
+import inspect
+import re
 import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_type_hints
 
 from vitrail.cli.arguments import again, arg, settings
 from vitrail.cli.output import print_json
+from vitrail.studies.flags import KINDS, KINDS_OF
 
 
 def study(
@@ -47,9 +51,12 @@ def study(
 
     Example: vitrail study data-size photos/ --models B/16 R50x1 --sizes 500 2000 --out study
 
-    Kinds: data-size (accuracy over the number of pictures), scaling (accuracy over compute, and
-    whether more data, more time or a larger model would help), ablation (one thing changed at a
-    time), search (a CvT's strides and widths under a limit of arithmetic).
+    Kinds, each with a help of its own (vitrail study KIND --help):
+    - data-size: accuracy over the number of pictures
+    - scaling: accuracy over compute; would more data, more time or a larger model help?
+    - ablation: one thing changed at a time, and what the change is worth
+    - search: a CvT's strides and MLP ratios under a limit of arithmetic
+
     The same command again goes on where it was killed. Several processes and several machines may
     give it on one shared folder, or torchrun -m vitrail study: each run is done once.
 
@@ -59,8 +66,8 @@ def study(
         out: The study's folder: records.jsonl, report.html, figures, and each run's own folder.
         models: NAME, or LABEL=NAME:KEY=VALUE:... with fields of the model or (with a dot) of the
             recipe changed.
-        sizes: Numbers of training pictures; 0 for all. Several of data-size, one of ablation and
-            search.
+        sizes: Of data-size, ablation and search: numbers of training pictures, 0 for all; the
+            latter two take one.
         durations: Lengths of runs, as 500steps, 3epochs or 20000examples.
         seeds: How many times each run is repeated, with another seed.
         first_seed: The first of them.
@@ -69,7 +76,7 @@ def study(
         mode: Of data-size: fixed hyper-parameters with early stopping, or tuned for every size and
             then fine-tuned. What --set says is not tuned; its optim. and schedule. are those of
             the training, and the fine-tuning has its own.
-        axis: Of ablation, one or more of: pooling, position, optimizer, depth, width, mlp_width,
+        axis: Of ablation: one or more of pooling, position, optimizer, depth, width, mlp_width,
             patch, cvt_embedding, cvt_projection, cvt_position, cvt_kv_stride, botnet, t2t,
             averaging, self_supervised. `--axis list` says what each asks.
         change: Of ablation: a change of your own, "LABEL:KEY=VALUE KEY=VALUE", or a file of JSON,
@@ -134,6 +141,7 @@ def study(
                 keep=keep,
                 dry_run=dry_run,
                 intervals=intervals or None,
+                live=True,
             ),
             held_out=held_out,
             most_test=most_test,
@@ -150,3 +158,58 @@ def study(
             print(sentence[0].upper() + sentence[1:])
         print(f"report {out / 'report.html'}")
     return 0
+
+
+ABOUT = {  # what the help of a kind begins with
+    "data-size": """Compare models over the number of pictures that they learn from.
+
+    Example: vitrail study data-size photos/ --models B/16 R50x1 --sizes 500 2000 --out study""",
+    "scaling": """Compare models over compute: would more data, more time or a larger model help?
+
+    Example: vitrail study scaling photos/ --models B/32 B/16 --durations 9epochs --out study""",
+    "ablation": """Change one thing at a time, over several seeds, and say what the change is worth.
+
+    Example: vitrail study ablation photos/ --axis pooling position --out study""",
+    "search": """Draw a CvT's strides and MLP ratios under a limit of arithmetic, and show the best.
+
+    Example: vitrail study search photos/ --models cvt_13_224 --max-macs 4e9 --out study""",
+}
+OWN = {  # what a flag is to one kind, where it is not the same to all that take it
+    ("data-size", "sizes"): "Numbers of training pictures; 0 for all.",
+    ("ablation", "sizes"): "The number of training pictures, all by default; of self_supervised "
+    "that of pictures with labels, a tenth by default.",
+    ("search", "sizes"): "The number of training pictures; all by default.",
+    ("data-size", "preset"): "A list of models and sizes by name: quick, page.",
+    ("scaling", "preset"): "A list of models and durations by name: quick, page, paper.",
+    ("data-size", "durations"): "The length of every run, as 500steps, 3epochs or 20000examples.",
+    ("ablation", "durations"): "The length of every run, as 500steps, 3epochs or 20000examples; "
+    "of self_supervised a second one, of what comes before.",
+    ("search", "durations"): "The length of every run, as 500steps, 3epochs or 20000examples.",
+}
+
+
+def kind_of(words: Sequence[str]) -> str | None:
+    """The kind of study that a command names."""
+    return next((word for word in words if word in KINDS), None)
+
+
+def of_kind(kind: str) -> Callable[..., int]:
+    """The verb for one kind, which is no word of it any more, with the flags that it takes."""
+
+    def narrowed(data, /, **named):
+        return study(kind, data, **named)
+
+    others = {flag[2:].replace("-", "_") for flag, kinds in KINDS_OF.items() if kind not in kinds}
+    whole = inspect.signature(study)
+    taken = [p for p in whole.parameters.values() if p.name not in {"kind", *others}]
+    narrowed.__signature__ = whole.replace(parameters=taken)  # pyrefly: ignore
+    narrowed.__annotations__ = get_type_hints(study, include_extras=True)
+    opening, _, arguments = (inspect.getdoc(study) or "").partition("\nArgs:\n")
+    also = opening[opening.index("The same command again") :]
+    told = dict(re.findall(r"^    (\w+): (.*(?:\n {8}.*)*)", arguments, re.M))
+    lines = [ABOUT[kind].replace("\n    ", "\n"), "", also, "Args:"]
+    for name in (p.name for p in taken):
+        text = OWN.get((kind, name)) or re.sub(rf"^Of [^:]*{kind}[^:]*: ", "", told[name])
+        lines.append(f"    {name}: {text[0].upper()}{text[1:]}")
+    narrowed.__doc__ = "\n".join(lines)
+    return narrowed

@@ -9,6 +9,7 @@ from typing import Any
 from vitrail.kit.chart import Line
 from vitrail.kit.errors import Error, listing
 from vitrail.studies.definition import RUN, Ask, Candidate, Definition, Record, candidate
+from vitrail.studies.flags import KINDS_OF
 from vitrail.studies.statistics import Mean, t_mean
 
 FINAL = "final_val_top1"  # a record's validation accuracy of the run's last weights
@@ -28,15 +29,6 @@ def candidates(ask: Ask, default: Sequence[str]) -> list[Candidate]:
     return found
 
 
-KINDS_OF = {  # which kinds take a flag that not all of them do
-    "--sizes": ("data-size", "ablation", "search"),
-    "--mode": ("data-size",),
-    "--preset": ("data-size", "scaling"),
-    "--axis": ("ablation",),
-    "--change": ("ablation",),
-    "--samples": ("search",),
-    "--max-macs": ("search",),
-}
 FLAG_OF = {"duration": "--durations", "seed": "--first-seed"}  # what is no business of --set
 
 

@@ -4,13 +4,7 @@ from importlib import import_module
 
 from vitrail.kit.errors import Error, did_you_mean
 from vitrail.studies.definition import Kind
-
-KINDS = {
-    "data-size": "data_size",
-    "scaling": "scaling",
-    "ablation": "ablation",
-    "search": "search",
-}
+from vitrail.studies.flags import KINDS
 
 
 def find_kind(name: str) -> Kind:

@@ -32,7 +32,9 @@ def records(out: Path, form: str = "jsonl") -> list[dict]:
 
 def pieces_in(out: Path) -> int:
     """How many pieces are there, of none where there is no folder yet."""
-    return sum(path.name.startswith("predictions-") for path in out.iterdir()) if out.exists() else 0
+    return (
+        sum(path.name.startswith("predictions-") for path in out.iterdir()) if out.exists() else 0
+    )
 
 
 def contents(out: Path) -> dict[Path, tuple[int, bytes]]:

@@ -18,6 +18,7 @@ from tests.data.test_decode import png
 from tests.serving.load import load
 from tests.serving.running import ANY, PNG, answer_on, command, seconds_until
 from vitrail.export.bundle import read_manifest
+from vitrail.serving.app import PARAMETERS
 
 PICTURE = encoded(smooth(40, 40))
 TOKEN = "s3cret-token"
@@ -131,6 +132,16 @@ def test_415_other_types(real, headers):
 @pytest.mark.parametrize("top_k", ["0", "-1", "many", "1.5", "", "1000000000000000000000"])
 def test_422_parameters(real, top_k):
     assert problem(real.classify(PICTURE, top_k=top_k), 422).startswith("top_k: ")
+
+
+def test_422_parameters_that_there_are_not(real):
+    said = problem(real.classify(PICTURE, topk=3), 422)
+    assert said == "there is no parameter 'topk'; did you mean 'top_k'?"
+    assert "did you mean 'attention'" in problem(real.form(PICTURE, top_k=1, atention="true"), 422)
+    assert "there are top_k and attention" in problem(real.classify(PICTURE, url="http://x"), 422)
+    assert len(problem(real.classify(PICTURE, **{"x" * 5000: 1}), 422)) < 200
+    (operation,) = real.client.get("/openapi.json").json()["paths"]["/v1/classify"].values()
+    assert {one["name"] for one in operation["parameters"]} == set(PARAMETERS)
 
 
 def test_422_fields(real):
@@ -270,7 +281,7 @@ def test_no_url_is_ever_fetched(serving, model_folder):
             assert server.form(body).status_code == 400
             assert server.form(body, field="url").status_code == 422
         query = {"url": url, "image_url": url}
-        assert server.classify(PICTURE, **query).status_code == 200
+        assert server.classify(PICTURE, **query).status_code == 422
         svg = f'<svg xmlns="http://www.w3.org/2000/svg"><image href="{url}"/></svg>'.encode()
         assert server.classify(svg).status_code == 400
         trap.settimeout(0.2)

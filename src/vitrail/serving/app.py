@@ -15,6 +15,7 @@ from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 
 from vitrail import __version__
+from vitrail.kit.errors import did_you_mean
 from vitrail.serving.gate import Gate
 from vitrail.serving.limits import Gone, Holding, Refused, read_pictures
 from vitrail.serving.line import Answer
@@ -92,6 +93,7 @@ PROBLEMS = {
     503: "No worker is ready: try again after Retry-After seconds; without it: the worker died",
     504: "No answer within the deadline",
 }
+PARAMETERS = ("top_k", "attention")  # of a classification
 _FILE = {"type": "string", "format": "binary"}
 _BODY = {
     "requestBody": {
@@ -173,6 +175,7 @@ def _routes(service: Service) -> APIRouter:
         response_model_exclude_none=True,
         responses=problems(400, *private, 408, 413, 415, 422, 429, 500, 503, 504),
         openapi_extra=_BODY,
+        dependencies=[Depends(_known)],
     )
     async def classify(
         request: Request,
@@ -206,6 +209,15 @@ def _routes(service: Service) -> APIRouter:
         return Response(service.metrics.text(), media_type=CONTENT_TYPE)
 
     return router
+
+
+async def _known(request: Request) -> None:
+    """Refuse a parameter that would be passed over in silence."""
+    for name in request.query_params:
+        if name not in PARAMETERS:
+            name = name[:60]
+            near = did_you_mean(name, PARAMETERS) or f"; there are {' and '.join(PARAMETERS)}"
+            raise Refused(422, f"there is no parameter {name!r}{near}")
 
 
 def result(found: Answer, labels: Sequence[str]) -> dict[str, Any]:

@@ -8,6 +8,7 @@ The colours are Okabe and Ito's, which colour-blind people can tell apart; the d
 
 import html
 import io
+import logging
 import math
 import os
 import re
@@ -170,6 +171,9 @@ def plain_matplotlib() -> Iterator[Any]:
             os.environ["MPLCONFIGDIR"] = folder
             try:
                 import matplotlib
+
+                # On a slow machine it says that the list takes a moment, in every process.
+                logging.getLogger("matplotlib.font_manager").setLevel(logging.ERROR)
                 import matplotlib.font_manager
             finally:
                 del os.environ["MPLCONFIGDIR"]

@@ -163,7 +163,10 @@ def _told(out: Path, about: Mapping[str, Any]) -> dict[str, Any]:
         "macs": ledger["macs_per_image"],
         "seconds": done["seconds"],
         "images_per_second": ledger["training_rate"],
+        "device": ledger["device"],
         "threads": torch.get_num_threads(),
+        # Whole, since the point says what was changed only; without places on this machine.
+        "recipe": {k: v for k, v in about["recipe"].items() if k not in ("weights", "teacher")},
     }
 
 

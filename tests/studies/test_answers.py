@@ -156,8 +156,10 @@ def test_families_that_are_alike_are_still_resampled_apart():
     assert middle["ratio"] == pytest.approx(1)
     assert middle["low"] < 0.99 < 1.01 < middle["high"], "as drawn in pairs all of them were 1"
     assert "fitted front" in "".join(table.caption for table in shown.tables)
-    laws = {figure.name: figure for figure in shown.figures}["scaling-laws"]
-    assert laws.svg.count("<use") or "band" in laws.caption
+    drawn = {figure.name: figure for figure in shown.figures}["scaling-laws"].svg
+    for compute in (1e-6, 32e-6):  # the least and the most that was measured
+        error = one["scale"] * (compute / one["at_exaflops"]) ** -one["exponent"]
+        assert f"{100 * (1 - error):.1f} % at {compute:.1e}" in drawn
 
 
 def test_few_groups_have_a_law_and_no_interval():

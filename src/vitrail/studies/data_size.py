@@ -270,7 +270,9 @@ def show(definition: Definition, records: Sequence[Record], intervals: bool) -> 
             for line in lines
         ]
         columns = ["model", *(f"{size:,} pictures" for size in sizes)]
-        tables.append(Table(columns, rows, _caption(title, definition, intervals)))
+        caption = _caption(title, definition, intervals)
+        caption += _shots_from(records) if name != "top1" else ""
+        tables.append(Table(columns, rows, caption))
         figures += _figures(name, title, lines, sizes, cells)
     if tuned:
         tables.append(_chosen(definition, records))
@@ -282,13 +284,20 @@ def show(definition: Definition, records: Sequence[Record], intervals: bool) -> 
 
 def _caption(title: str, definition: Definition, intervals: bool) -> str:
     how = " with 95 % t intervals" if intervals else ""
-    shots = (
-        " The shots are drawn from all training pictures, so that the larger a run's subset is, "
-        "the more of them it has learned from with their labels; no test picture is among them."
-        if "shot" in title
-        else ""
+    return f"{title[0].upper()}{title[1:]} in per cent: means over seeds{how}."
+
+
+def _shots_from(records: Sequence[Record]) -> str:
+    """Where few shots were drawn from, for a caption."""
+    found = {
+        r["metrics"].get("fewshot_from", "train") for r in records if "fewshot" in r["metrics"]
+    }
+    if found == {"val"}:
+        return " The shots are validation pictures, which no run has learned from."
+    return (
+        " The shots are training pictures: the larger a run's subset is, the more of them it has "
+        "learned from with their labels."
     )
-    return f"{title[0].upper()}{title[1:]} in per cent: means over seeds{how}.{shots}"
 
 
 def _figures(

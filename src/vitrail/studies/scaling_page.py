@@ -277,7 +277,8 @@ def _figure(
     return Figure(
         "scaling-compute",
         svg,
-        "Test accuracy against training compute, means over seeds; the line is the Pareto front.",
+        "Test accuracy against training compute, means over seeds; the line joins what is on the "
+        "Pareto front, which is that of validation pictures where there are any.",
     )
 
 
@@ -308,10 +309,10 @@ def _law_figures(laws: Mapping[str, PowerLaw]) -> list[Figure]:
         x_format=".1e",
         size=(560, 340),
     )
+    banded = any(len(line.low) for line in lines)
     words = (
         "The power law of each family's fitted front, as accuracy, over the compute that was "
-        f"measured; bands are 95 % by bootstrap, of families with {FEWEST_FOR_INTERVAL} groups or "
-        "more."
+        "measured" + ("; bands are 95 % by bootstrap." if banded else ".")
     )
     return [Figure("scaling-laws", svg, words)]
 

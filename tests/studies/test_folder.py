@@ -198,7 +198,7 @@ def test_a_model_that_others_start_from_is_kept_as_long_as_they_need_it(
     folder = StudyFolder(tmp_path / "study")
     folder.open(study, {})
 
-    def performed(point, definition, data, folder, device):
+    def performed(point, definition, data, folder, *how, **more):
         if point.start is not None:
             assert (folder.runs / point.start).exists()
         (folder.runs / point.id).mkdir()

@@ -209,6 +209,13 @@ def test_an_inspection_is_not_written_over_unless_asked(models, photos, tmp_path
         ("vit", ["--discard", "1"], "discard is a share"),
         ("vit", ["--most", "0"], "--most is at least 1"),
         ("vit", ["--show", "-1"], "--show is how many"),
+        (
+            "vit",
+            ["--figures", "filters", "--heads", "1"],
+            "--heads would be passed over: add atten",
+        ),
+        ("vit", ["--split", "train"], "--split train is of a data set"),
+        ("vit", ["--against-name", "B/16"], "--against-name is the name of --against"),
     ],
 )
 def test_what_a_model_does_not_have_is_one_sentence(models, photos, tmp_path, model, more, said):

@@ -46,6 +46,7 @@ def test_as_many_pictures_are_explained_as_are_asked_for(models, pictures, tmp_p
     }
     assert all(0 <= scores["deletion"] <= 1 for scores in found.values())
     assert arrays(tmp_path / "two")["explanations.grad_cam"].shape == (2, 11, 11)
+    words = ("inspect", models / "bit", pictures, "--figures", "filters", "--json")
     said, _ = call(*words, "--explain", "0", "--out", tmp_path / "none")
     assert "explanations" not in json.loads(said)
 

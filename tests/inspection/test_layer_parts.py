@@ -7,6 +7,7 @@ import torch
 from tests.contract.reduced import build
 from vitrail.inspection.explained_parts import STEPS, explained_part
 from vitrail.inspection.layer_parts import layer_parts
+from vitrail.inspection.map_parts import maps_part
 from vitrail.inspection.pictures import Pictures, as_input
 from vitrail.inspection.relevance import explain, predicted
 from vitrail.inspection.report import Choices, check_choices, inspect
@@ -109,6 +110,23 @@ def test_a_report_of_these_sections_alone(name, tmp_path):
         assert arrays["layer_similarity"].shape == (layers, layers)
         np.testing.assert_allclose(arrays["layer_similarity"].diagonal(), 1, atol=1e-5)
         assert arrays["deletion.gradient"].shape[0] == 1
+
+
+def test_a_model_without_one_answer_is_inspected_from_all_other_sides(tmp_path):
+    model = build("vit_base_r50_s16_224", pool="none").float()
+    summary = inspect(model, pictures_for(model, 4), tmp_path, Choices(explain=1, show=1))
+    page = (tmp_path / "report.html").read_text()
+    assert "gives every token to its head, so there is no one class to explain" in page
+    assert "seen as" not in page
+    assert {"feature_maps", "rollout", "token_norms"} <= set(summary["figures"])
+
+
+def test_maps_that_say_nothing_are_not_drawn_and_that_is_said(tmp_path):
+    model = small("t2t_vit_14")
+    found = inspect(model, pictures_for(model, 1), tmp_path, Choices(figures=["maps"]))
+    assert found["figures"] == []
+    assert "T2TViT has no feature maps to draw" in (tmp_path / "report.html").read_text()
+    assert maps_part(small("vit_tiny_patch16_224"), pictures_for(model, 1), 1) is None
 
 
 def test_fewer_than_no_pictures_to_explain_are_refused():

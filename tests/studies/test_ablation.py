@@ -163,6 +163,15 @@ def test_own_changes_from_words_and_from_a_file(tmp_path):
         ({"changes": ("a:optim.rate=2",)}, "unknown setting 'optim.rate'"),
         ({"changes": ("a:pool=tokens",)}, "did you mean 'token'"),
         ({"changes": ("nowhere.json",)}, "nowhere.json cannot be read"),
+        ({"changes": ("a:depth=2", "a:depth=3")}, "there is a variant 'a' already"),
+        ({"changes": ("as it is:depth=2",)}, "there is a variant 'as it is' already"),
+        ({"axes": ("depth",), "sizes": (5,)}, "there are 10 classes, and each needs a picture"),
+        ({"axes": ("depth",), "sizes": (-60,)}, "there are 10 classes, and each needs a picture"),
+        ({"axes": ("pooling",), "validation": 0}, "pooling chooses by validation pictures"),
+        (
+            {"axes": ("self_supervised",), "sizes": (54_000,)},
+            "54,000 are all: give fewer",
+        ),
         (
             {"axes": ("width",), "models": ("vit_nano_patch4_28:heads=32",)},
             "32 heads do not divide a width of 48",
@@ -172,6 +181,31 @@ def test_own_changes_from_words_and_from_a_file(tmp_path):
 def test_what_cannot_be_asked(words, sentence):
     with pytest.raises(Error, match=sentence):
         define(ASK.replace(**words))
+
+
+def test_a_label_of_a_file_is_not_written_over(tmp_path):
+    path = tmp_path / "more.json"
+    path.write_text('{"deep": {"depth": 8}}')
+    with pytest.raises(Error, match=r"more\.json: there is a variant 'deep' already"):
+        asked(changes=("deep:depth=2", str(path)))
+
+
+def test_labels_that_no_folder_can_tell_apart_are_runs_of_their_own():
+    definition = asked(changes=("λ:optim.lr=1e-4", "μ:optim.lr=1e-2", "a b:depth=2", "a_b:depth=3"))
+    variants = definition.facts["comparisons"][0]["variants"]
+    by_id = {point.id: point for point in definition.points}
+    assert len(by_id) == 5 * ASK.seeds
+    for variant, rate, depth in zip(
+        variants, (None, 1e-4, 1e-2, None, None), (None, None, None, 2, 3), strict=True
+    ):
+        for id in next(iter(variant["rates"].values())):
+            assert by_id[id].axes["variant"] == variant["label"]
+            assert by_id[id].settings.get("optim.lr") == rate
+            assert by_id[id].config.get("depth") == depth
+
+
+def test_without_validation_a_comparison_that_sweeps_nothing_is_done():
+    assert asked("depth", validation=0).points
 
 
 @pytest.mark.parametrize("content", ["{", "[]", "{}", '{"a": 3}'])
@@ -239,6 +273,27 @@ def test_rates_are_chosen_on_validation_and_differences_paired_by_seed():
         "ablation-pooling-rates",
         "ablation-pooling-differences",
     }
+
+
+def test_a_rate_at_the_end_of_the_sweep_is_said_to_be_there():
+    definition = asked("pooling")
+    shown = show(definition, records_of(definition, planted), True)
+    assert shown.answer[-1].endswith("find a better one: mean (0.0003), attention (0.003).")
+    assert "bands are 95 % t intervals" in shown.figures[0].caption
+    one = asked("pooling", seeds=1)
+    shown = show(one, records_of(one, planted), False)
+    assert all("95 %" not in figure.caption for figure in shown.figures)
+    inner = asked("depth")
+    shown = show(inner, records_of(inner, lambda point: (0.5, 0.5)), True)
+    assert not any("sweep" in sentence for sentence in shown.answer)
+
+
+def test_a_table_of_rates_that_nothing_chose_says_so():
+    definition = asked("pooling")
+    records = records_of(definition, lambda point: (None, 0.5))
+    caption = show(definition, records, True).tables[0].caption
+    assert "best ones on validation" not in caption
+    assert "No validation pictures chose a learning rate" in caption
 
 
 def test_a_rate_at_which_a_seed_diverged_is_not_chosen():

@@ -1,6 +1,7 @@
 """What studies say in words, on records whose truth is planted."""
 
 import itertools
+import math
 
 import pytest
 
@@ -8,6 +9,7 @@ from tests.studies.planted import points, record
 from vitrail.studies.data_size import show as show_sizes
 from vitrail.studies.definition import Ask
 from vitrail.studies.gaps import answer_of, lead_in_words
+from vitrail.studies.page import _validation
 from vitrail.studies.scaling import define as scaling_kind
 from vitrail.studies.scaling import show as show_scaling
 
@@ -94,6 +96,30 @@ def test_the_same_model_under_another_name_is_the_same_model_for_longer():
     assert "train longer brings +20.00" in shown.answer[0]
 
 
+def test_a_step_too_short_to_be_made_a_doubling_is_not_taken():
+    """Two models nearly of one size, whose difference would count tenfold."""
+    definition, records = scaling(data=0.01, time=0.02, size=0.01)
+    twin = [
+        {
+            **one,
+            "id": f"twin-{one['id']}",
+            "config": {**one["config"], "line": "twin"},
+            "metrics": {
+                **one["metrics"],
+                "macs": 1.05 * one["metrics"]["macs"],
+                "exaflops": 1.05 * one["metrics"]["exaflops"],
+                "top1": one["metrics"]["top1"] + 0.02,
+            },
+        }
+        for one in records
+        if one["config"]["line"] == "large" and "half" not in one["id"]
+    ]
+    shown = show_scaling(definition, [*records, *twin], True)
+    ways = {one["way"]: one for one in shown.facts["brings"]}
+    assert (ways["larger model"]["from"], ways["larger model"]["to"]) == ("small", "twin")
+    assert ways["larger model"]["mean"] == pytest.approx(0.04 / math.log2(4.2), abs=0.003)
+
+
 def families(count: int, flattered: str = "", **accuracies):
     """One-model families of so many durations: accuracy by place, for every seed."""
     rows = [
@@ -130,6 +156,10 @@ def test_families_that_are_alike_are_still_resampled_apart():
     assert middle["ratio"] == pytest.approx(1)
     assert middle["low"] < 0.99 < 1.01 < middle["high"], "as drawn in pairs all of them were 1"
     assert "fitted front" in "".join(table.caption for table in shown.tables)
+    drawn = {figure.name: figure for figure in shown.figures}["scaling-laws"].svg
+    for compute in (1e-6, 32e-6):  # the least and the most that was measured
+        error = one["scale"] * (compute / one["at_exaflops"]) ** -one["exponent"]
+        assert f"{100 * (1 - error):.1f} % at {compute:.1e}" in drawn
 
 
 def test_few_groups_have_a_law_and_no_interval():
@@ -278,3 +308,14 @@ def test_one_model_alone_is_told_what_it_reaches():
     assert " with 100 pictures, " in said[0]
     assert said[0].endswith(" with 1,000 pictures.")
     assert not compared
+
+
+def test_the_page_shows_the_validation_accuracy_of_what_was_measured():
+    def row(which, **metrics):
+        return {"config": {"which": which}, "metrics": metrics}
+
+    looked = {"val_top1": 0.9, "final_val_top1": 0.2}
+    assert _validation(row("final", **looked)) == 0.2, "as trials are chosen"
+    assert _validation(row("best", **looked)) == 0.9
+    assert _validation(row("final", val_top1=0.5)) == 0.5
+    assert _validation(row("final")) is None

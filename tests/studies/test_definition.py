@@ -70,6 +70,26 @@ def test_data_size_refuses_what_cannot_be():
         data_size(ASK.replace(models=("A=B/16", "A=B/32")))
     with pytest.raises(Error, match="--sizes belongs to data-size"):
         scaling(ASK.replace(sizes=(100,)))
+    with pytest.raises(Error, match="data-size chooses by validation pictures, and there are none"):
+        data_size(ASK.replace(validation=0))
+    for define, kind in ((data_size, "data-size"), (scaling, "scaling")):
+        with pytest.raises(Error, match=f"{kind} is measured on test pictures, and the data have"):
+            define(ASK.replace(test=0))
+
+
+def test_scaling_leaves_half_of_the_pictures_out_where_they_are_too_few():
+    ask = Ask(models=("vit_mu_patch7_28",), seeds=1, classes=10, side=28, durations=("9 steps",))
+    halves = [
+        [p.images for p in scaling(ask.replace(train_images=n)).points if p.axes["data"] == "half"]
+        for n in (20, 19)
+    ]
+    assert halves == [[10], []]
+
+
+def test_a_duration_keeps_all_its_digits():
+    ask = Ask(models=("vit_mu_patch7_28",), seeds=1, train_images=100, classes=10, side=28)
+    (point, _) = scaling(ask.replace(durations=("1234567 examples",))).points
+    assert point.duration == "1234567 examples"
 
 
 @pytest.mark.parametrize("define", [data_size, scaling])

@@ -10,6 +10,7 @@ import pytest
 
 from vitrail.kit.errors import Error
 from vitrail.studies import folder as module
+from vitrail.studies import runner
 from vitrail.studies.definition import Definition, Point
 from vitrail.studies.folder import StudyFolder, safe_id
 
@@ -184,3 +185,25 @@ def test_of_many_who_begin_a_study_at_once_none_is_refused(tmp_path):
         for thread in threads:
             thread.join()
     assert not refused
+
+
+@pytest.mark.parametrize(("keep", "left"), [("nothing", set()), ("models", {"a", "b", "c"})])
+def test_a_model_that_others_start_from_is_kept_as_long_as_they_need_it(
+    tmp_path, monkeypatch, keep, left
+):
+    tiny = {"model": "vit_nano_patch7_28"}
+    points = [Point(id="a", line="x", **tiny)]
+    points += [Point(id=id, line=id, start="a", **tiny) for id in ("b", "c")]
+    study = Definition(kind="ablation", points=tuple(points))
+    folder = StudyFolder(tmp_path / "study")
+    folder.open(study, {})
+
+    def performed(point, definition, data, folder, *how, **more):
+        if point.start is not None:
+            assert (folder.runs / point.start).exists()
+        (folder.runs / point.id).mkdir()
+        return {"id": point.id, "config": {}, "seed": 0, "metrics": {}}
+
+    monkeypatch.setattr(runner, "perform", performed)
+    assert runner.take_runs(study, None, folder, keep=keep) == 3
+    assert {run.name for run in folder.runs.iterdir()} == left

@@ -101,7 +101,10 @@ def _tuple(value):
     ("words", "sentence"),
     [
         ({"limit": 1e6}, "below the cheapest architecture of the space"),
+        ({"limit": float("nan")}, "below the cheapest architecture of the space"),
         ({"samples": 0}, "at least one sample"),
+        ({"sizes": (5,)}, "there are 10 classes, and each needs a picture"),
+        ({"validation": 0}, "search chooses by validation pictures, and there are none"),
         ({"models": ("vit_nano_patch4_28",)}, "vit_nano_patch4_28 is of vit"),
         ({"models": ("cvt_13_28", "cvt_21_28")}, "search takes one model"),
         ({"sizes": (100, 200)}, "give one of --sizes"),
@@ -145,6 +148,22 @@ def test_the_front_is_taken_on_validation():
     assert first[6:] == ["2 2 22", "2 2 22"]
     assert "stride 1, ratio 4, has 70.00" in shown.answer[0]
     assert show(definition, [], True).answer == ["No candidate has been trained yet."]
+
+
+def test_the_best_is_compared_with_cvt_13_on_pictures_that_did_not_choose_it():
+    definition = define(ASK.replace(samples=2, seeds=3))
+    best, own = "stride 1, ratio 4", "stride 2, ratio 4 (CvT-13)"
+
+    def val(point):
+        return {best: 0.9, own: 0.5}.get(point.line, 0.1)
+
+    def test(point):  # seed by seed 0.03, 0.02 and 0.01, though each spreads over 0.2
+        return 0.5 + 0.1 * point.seed + (point.line == best) * (0.03 - 0.01 * point.seed)
+
+    shown = show(definition, records_of(definition, val, test), True)
+    assert "that is +2.00 ± 2.48 points (not told apart) on test pictures" in shown.answer[1]
+    shown = show(definition, records_of(definition, val, lambda point: None), True)
+    assert "that is +40.00 ± 0.00 points on validation pictures" in shown.answer[1]
 
 
 def test_what_a_choice_is_worth_is_found_again():

@@ -1,5 +1,7 @@
 """Intervals against tables, fronts by hand, laws against planted ones."""
 
+import math
+
 import numpy as np
 import pytest
 
@@ -97,6 +99,15 @@ def test_no_ratio_where_a_family_does_not_get_better():
     flat = fit_power_law([1, 2, 4], [[0.5], [0.5], [0.6]])
     falling = fit_power_law([1, 2, 4], [[0.5], [0.4], [0.3]])
     assert compute_ratio(flat, falling, 0.5) is None
+
+
+def test_a_law_that_hardly_falls_tells_no_ratio():
+    flat = fit_power_law([1, 2, 4, 8], [[0.5], [0.6], [0.6], [0.49995]])
+    falling = fit_power_law([1, 2, 4, 8], [[0.5], [0.4], [0.3], [0.25]])
+    assert 0 < flat.exponent < 1e-3
+    assert flat.compute(0.3) == math.inf
+    assert compute_ratio(flat, falling, 0.5) is None
+    assert compute_ratio(falling, flat, 0.5) is None
 
 
 def test_accuracies_that_both_reach():

@@ -65,6 +65,11 @@ def test_a_study_leaves_records_tables_figures_and_a_page(whole):
         metrics = record["metrics"]
         assert 0 <= metrics["top1"] <= 1
         assert set(metrics["fewshot"]) == {"5", "10"}
+        assert metrics["fewshot_from"] == "val", "no run learns from its shots"
+        # What was done, also where the point leaves it to the recipe.
+        assert metrics["recipe"]["optim"]["lr"] == pytest.approx(1e-3 * (20 / 64) ** 0.5)
+        assert metrics["recipe"]["duration"] == {"value": 12, "unit": "steps"}
+        assert metrics["device"]
         # The papers' rule: six operations a multiply-add and picture.
         assert metrics["flops"] == 6 * metrics["macs"] * metrics["images"]
         assert metrics["images"] == metrics["steps"] * 20
@@ -76,7 +81,9 @@ def test_a_study_leaves_records_tables_figures_and_a_page(whole):
     figure = (whole / "figures" / "data-size-top1.svg").read_text()
     assert figure.startswith("<svg")
     assert "var(" not in figure
-    assert "| ViT |" in (whole / "tables.md").read_text()
+    tables = (whole / "tables.md").read_text()
+    assert "| ViT |" in tables
+    assert tables.count("The shots are validation pictures, which no run has learned from") == 2
     assert not list((whole / "runs").glob("*/checkpoints"))
     assert all((run / "model.safetensors").exists() for run in (whole / "runs").iterdir())
 
@@ -302,6 +309,9 @@ def test_a_run_whose_numbers_explode_is_recorded_as_failed_and_the_rest_go_on(tm
         (("--durations", "12steps", "24steps"), "one budget"),
         (("--preset", "pgae"), "did you mean 'page'"),
         (("--jobs", 0), "--jobs is at least 1"),
+        (("--most-test", 0), "--most-test is at least 1 picture, not 0"),
+        (("--most-test", -4), "--most-test is at least 1 picture, not -4"),
+        (("--held-out", 0), "give --held-out a share above 0"),
     ],
 )
 def test_a_mistake_is_one_sentence_and_leaves_nothing(tmp_path, words, said):

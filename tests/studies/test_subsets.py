@@ -7,7 +7,9 @@ from hypothesis import strategies as st
 
 from vitrail.data.sources import ArraySource
 from vitrail.kit.errors import Error
+from vitrail.studies.data import StudyData
 from vitrail.studies.subsets import subset_rows
+from vitrail.studies.work import shot_pool
 
 
 def source(counts: list[int], seed: int = 0) -> ArraySource:
@@ -60,3 +62,24 @@ def test_what_cannot_be_is_said():
     several = ArraySource(np.zeros((2, 4, 4), np.uint8), np.eye(2, dtype=np.int64), ["a", "b"])
     with pytest.raises(Error, match="one label a picture"):
         subset_rows(several, 2, 0)
+
+
+def test_few_shots_are_of_pictures_that_no_run_learns_from():
+    train = source([80, 80])
+    names = [f"val-{i}" for i in range(40)]
+    val = ArraySource(np.zeros((40, 4, 4), np.uint8), np.repeat([0, 1], 20), ["0", "1"], keys=names)
+    pool, where = shot_pool(StudyData(train, val, None, {}), (5,))
+    assert where == "val"
+    assert set(pool.keys) <= set(val.keys)
+    assert np.bincount(pool.labels).tolist() == [15, 15], "three draws of five need not overlap"
+
+
+@pytest.mark.parametrize("few", [None, [4, 20]])
+def test_where_validation_is_too_small_shots_are_of_training_and_no_runs_own(few):
+    train, val = source([80, 80]), few and source(few)
+    pool, where = shot_pool(StudyData(train, val, None, {}), (5,))
+    assert where == "train"
+    assert np.bincount(pool.labels).tolist() == [15, 15]
+    for seed in range(3):  # by the seed of a run all thirty would be in that run's subset
+        own = {train.keys[row] for row in subset_rows(train, 40, seed)}
+        assert len(own & set(pool.keys)) < 20

@@ -89,6 +89,8 @@ def inspect(
     opened = load_model(source, model, which).to(pick_device(device))
     check_choices(opened, choices)
     other = None
+    if against is None and against_name is not None:
+        raise Error("--against-name is the name of --against, and that is not given")
     if against is not None:
         if figures and "similarity" not in figures:
             raise Error("--against compares layers: add similarity to --figures, or leave that out")
@@ -169,9 +171,12 @@ def _pictures(
     """
     from vitrail.inspection.pictures import Pictures, evenly
 
+    is_data = _is_data(names)
+    if split != "test" and not is_data:
+        raise Error(f"--split {split} is of a data set, and pictures have none: leave it out")
     large = max((model, other or model), key=lambda m: min(m.preprocessing.size))
     keys, read, labels = (
-        _from_data(large, names[0], split) if _is_data(names) else _files(model, large, names)
+        _from_data(large, names[0], split) if is_data else _files(model, large, names)
     )
     count = len(keys)
     chosen = evenly(count, most)

@@ -11,8 +11,6 @@ import math
 
 import numpy as np
 
-BORDERS = ("nearest", "symmetric", "reflect")  # aaa|abc, cba|abc, dcb|abc
-
 
 def fold(places: np.ndarray, n: int, border: str) -> np.ndarray:
     """Whole places outside of 0..n-1 to those that stand for them.

@@ -16,7 +16,7 @@ from vitrail.inspection.attention_parts import drawable, named
 from vitrail.inspection.figures import Figure, fitted, mosaic, show, tile_centres
 from vitrail.inspection.pictures import Picture, Pictures, as_input, overlaid, told_answer
 from vitrail.inspection.places import Places
-from vitrail.inspection.relevance import explain, methods_of, predicted
+from vitrail.inspection.relevance import explain, methods_of, predicted, why_unexplained
 from vitrail.inspection.scores import (
     Curves,
     curves,
@@ -83,8 +83,8 @@ def explained_part(
     count = min(most, len(pictures))
     if not count:
         return None
-    if not model.num_classes:
-        return Part("Why it says so", ["The model has no head, so there is no class to explain."])
+    if why := why_unexplained(model):
+        return Part("Why it says so", [why])
     has = methods_of(model)
     methods = METHODS if "relevance" in has else WITHOUT_ATTENTION
     methods = [name for name in methods if name in has]

@@ -126,7 +126,7 @@ def look(
                 places = heard.pooling.float().mean(1)[:, 0, -(last.tokens - last.prefix) :]
                 pooled.append(places.unflatten(1, last.grid).cpu().numpy())
             if index in show:
-                shown.append(Shown(index, heard.maps, _answer(model, heard.logits)))
+                shown.append(Shown(index, heard.maps, answer_in(model, heard.logits)))
             if index == 0:
                 gap = (
                     float((model(images) - heard.logits).abs().max())
@@ -270,8 +270,12 @@ def _map(attention: Tensor, layer: Layer) -> np.ndarray:
     return seen[:, prefix:].unflatten(1, layer.keys.grid).float().cpu().numpy()
 
 
-def _answer(model: ImageClassifier, logits: Tensor) -> tuple[int, float] | None:
-    if not model.num_classes or logits.ndim != 2:  # no head, or a head on every token
+def answer_in(model: ImageClassifier, logits: Tensor) -> tuple[int, float] | None:
+    """The first picture's likeliest class and its probability, of a model's logits [b k].
+
+    None without a head, and where a head looks at every token: [b n k].
+    """
+    if not model.num_classes or logits.ndim != 2:
         return None
     chance, index = logits[0].float().softmax(-1).max(-1)
     return int(index), float(chance)

@@ -14,20 +14,35 @@ from torch import Tensor
 
 from vitrail.inspection.attention_parts import drawable, layered_picture, named
 from vitrail.inspection.figures import Figure, fitted, mosaic, show, tile_centres
-from vitrail.inspection.look import evaluating
-from vitrail.inspection.pictures import Picture, Pictures, as_input, evenly, told_answer
+from vitrail.inspection.look import answer_in, evaluating
+from vitrail.inspection.pictures import Pictures, as_input, evenly, told_answer
 from vitrail.inspection.sections import Part
 from vitrail.kit.chart import heat_colors
 from vitrail.kit.page import Layered
 from vitrail.models.base import ImageClassifier
+from vitrail.models.t2t import T2TViT
 from vitrail.models.vit import VisionTransformer
 
 TILE = 112  # pixels of a map in the figure
 LONGEST = 22  # letters of a picture's name in the figure
 
 
+def is_one_grid(model: ImageClassifier) -> bool:
+    """Whether a model has no map but its last tokens', which are normed: all places are alike.
+
+    So a plain Transformer has, T2T-ViT, and a hybrid whose ResNet has one stage.
+    """
+    stages = len(getattr(model.config, "depths", ()))
+    return isinstance(model, T2TViT) or (isinstance(model, VisionTransformer) and stages < 2)
+
+
 def maps_part(model: ImageClassifier, pictures: Pictures, show_most: int) -> Part | None:
-    """The length of the feature vector at each place of each map, relative to the map's largest."""
+    """The length of the feature vector at each place of each map, relative to the map's largest.
+
+    None where there is no map to show, see `is_one_grid`, or no picture.
+    """
+    if is_one_grid(model):
+        return None
     found: list[list[np.ndarray]] = []
     layered: list[Layered] = []
     rows: list[tuple[str, list[np.ndarray]]] = []
@@ -38,12 +53,11 @@ def maps_part(model: ImageClassifier, pictures: Pictures, show_most: int) -> Par
             maps = model.feature_maps(as_input(model, picture))
             # A Transformer's own map, the last of a hybrid, is normed: all places are alike.
             kept = len(maps) - isinstance(model, VisionTransformer)
-            if not kept:
-                return None
             strides = maps.strides[:kept]
             norms = [_norms(one) for one in maps[:kept]]
             found.append(norms)
-            notes = told_answer(picture, model.labels, _answer(model, picture))
+            answer = answer_in(model, model(as_input(model, picture)))
+            notes = told_answer(picture, model.labels, answer)
             layered.append(layered_picture(picture, [one[None] for one in norms], notes))
             name = named(picture)
             name = name if len(name) <= LONGEST else f"{name[: LONGEST - 3]}..."
@@ -77,14 +91,6 @@ def maps_part(model: ImageClassifier, pictures: Pictures, show_most: int) -> Par
 
 def _fill(section: Any, pictures: list[Layered], names: list[str], caption: str) -> None:
     section.layered(pictures, names, caption, start=len(names) - 1)
-
-
-def _answer(model: ImageClassifier, picture: Picture) -> tuple[int, float] | None:
-    """The likeliest class and its probability; None without a head."""
-    if not model.num_classes:
-        return None
-    chance, index = model(as_input(model, picture)).double().softmax(1)[0].max(0)
-    return int(index), float(chance)
 
 
 def _norms(features: Tensor) -> np.ndarray:

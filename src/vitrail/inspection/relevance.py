@@ -277,6 +277,15 @@ def _batches(
             yield some, targets[start : start + batch_size].to(weight.device, copy=True)
 
 
+def why_unexplained(model: ImageClassifier) -> str:
+    """Why there is no class of a model's to explain, in a sentence; empty where there is one."""
+    if not model.num_classes:
+        return "The model has no head, so there is no class to explain."
+    if getattr(model.config, "pool", "") == "none":
+        return "The model gives every token to its head, so there is no one class to explain."
+    return ""
+
+
 def _checked(logits: Tensor) -> Tensor:
     if logits.ndim != 2:
         raise Error(

@@ -30,6 +30,8 @@ EXPLAINED = 4  # pictures that are explained, unless another number is asked for
 SHOWN = 16  # pictures whose maps are drawn, unless another number is asked for
 WITH_ATTENTION = ("distance", "rollout", "attention")
 MAPS = "maps"
+ROLLED = ("rollout", "attention")  # what rollout is drawn in
+DRAWN_OF_SHOWN = ("attention", MAPS, "neighbours")  # and of nothing else
 WITHOUT_PICTURES = {"filters": filters_part, "positions": positions_part}
 
 Progress = Callable[[str, int, int], None]
@@ -67,12 +69,13 @@ def check_choices(model: ImageClassifier, choices: Choices) -> None:
 
     Raises:
         Error: an unknown kind, attention asked of a network without any, a layer or a head that
-            does not exist, fewer than no pictures to show.
+            does not exist, fewer than no pictures to show, or what would be passed over.
     """
     for name in choices.figures:
         if name not in kinds():
             near = did_you_mean(name, kinds()) or f"; there are {', '.join(kinds())}"
             raise Error(f"there are no figures {name!r}{near}")
+    _check_passed_over(model, choices)
     if choices.show < 0:
         raise Error(f"--show is how many pictures are drawn, and not {choices.show}")
     if choices.explain < 0:
@@ -86,6 +89,32 @@ def check_choices(model: ImageClassifier, choices: Choices) -> None:
             if not 0 <= head < heads:
                 these = "the layers" if len(drawn) > 1 else drawn[0].short
                 raise Error(f"there is no head {head}: {these} have {heads}, 0 to {heads - 1}")
+
+
+def _check_passed_over(model: ImageClassifier, choices: Choices) -> None:
+    """Raise an Error for what would be asked for and not be done."""
+    wanted = choices.figures or kinds()
+    if not layers_of(model):
+        wanted = [kind for kind in wanted if kind not in WITH_ATTENTION]
+    asked = {
+        "--layers": (choices.layers, ("attention",)),
+        "--heads": (choices.heads, ("attention",)),
+        "--fuse, --residual or --discard": (choices.rollout != Rollout(), ROLLED),
+        "--explain": (choices.explain not in (0, EXPLAINED), ("explanations",)),
+    }
+    for flag, (given, users) in asked.items():
+        if given and not set(users) & set(wanted):
+            if set(users) <= set(WITH_ATTENTION):
+                layers_with_attention(model)  # says so where there are none
+            raise Error(
+                f"{flag} would be passed over: add {' or '.join(users)} to --figures, or leave "
+                "that out"
+            )
+    for name in choices.figures:
+        if name in DRAWN_OF_SHOWN and not choices.show:
+            raise Error(f"--figures {name} draws pictures, and --show 0 leaves none")
+        if name == "explanations" and not choices.explain:
+            raise Error("--figures explanations draws pictures, and --explain 0 leaves none")
 
 
 def inspect(
@@ -168,7 +197,10 @@ def _parts(model: ImageClassifier, pictures: Pictures, choices: Choices, progres
         else:
             yield Part("Attention", [_without(model)])
     if MAPS in wanted:
-        yield maps_part(model, pictures, choices.show)
+        maps = maps_part(model, pictures, choices.show)
+        if maps is None and choices.figures:  # it was asked for by name
+            maps = Part("Feature maps", [_without_maps(model)])
+        yield maps
     if "explanations" in wanted:
         yield explained_part(
             model,
@@ -186,6 +218,13 @@ def _without(model: ImageClassifier) -> str:
     return (
         f"{type(model).__name__} has no attention from place to place: there are no attention "
         "maps, no distances and no rollout to show."
+    )
+
+
+def _without_maps(model: ImageClassifier) -> str:
+    return (
+        f"{type(model).__name__} has no feature maps to draw: its last tokens alone are one, and "
+        "those are normed, so that all places are as strong."
     )
 
 

@@ -9,7 +9,7 @@ Variants that are the same run (baselines, mostly) are done once.
 
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -31,10 +31,17 @@ from vitrail.studies.definition import (
 )
 from vitrail.studies.effects import show
 from vitrail.studies.folder import safe_id
-from vitrail.studies.grid import candidates, check_size, check_words, fixed_settings
+from vitrail.studies.grid import (
+    candidates,
+    check_size,
+    check_validation,
+    check_words,
+    fixed_settings,
+)
 from vitrail.training.recipe import Duration, Model, Recipe, with_settings
 
 OWN = "changes"  # the name of the user's own comparison
+AS_IT_IS = "as it is"  # its baseline
 SEEN = 20  # how often every picture is seen, where nobody says how long, up to
 MOST_SEEN = 500_000  # so many pictures in all
 LABELLED = 10  # this part of the pictures has labels, where something comes before the labels
@@ -86,7 +93,7 @@ def _own(changes: Sequence[str]) -> Comparison:
         if words.endswith(".json"):
             told |= {
                 label: [f"{k}={_spelled(v)}" for k, v in said.items()]
-                for label, said in _read(Path(words)).items()
+                for label, said in _read(Path(words), {*told, AS_IT_IS}).items()
             }
             continue
         label, *pairs = [word for word in re.split(r"[:\s]+(?=[\w.]+=)", words.strip()) if word]
@@ -94,10 +101,12 @@ def _own(changes: Sequence[str]) -> Comparison:
             raise Error(
                 f"--change {words!r}: write LABEL:KEY=VALUE, with as many KEY=VALUE as there are"
             )
+        if label in told or label == AS_IT_IS:
+            raise Error(f"--change {words!r}: there is a variant {label!r} already; name it apart")
         told[label] = pairs
 
     def variants(fields: Mapping[str, Any]) -> Sequence[Variant]:
-        made = [Variant(label="as it is")]
+        made = [Variant(label=AS_IT_IS)]
         for label, pairs in told.items():
             one = candidate(":".join((f"{label}={fields['model']}", *pairs)))
             made.append(Variant(label=label, config=one.config, settings=one.settings))
@@ -114,7 +123,7 @@ def _own(changes: Sequence[str]) -> Comparison:
     )
 
 
-def _read(path: Path) -> Mapping[str, Mapping[str, Any]]:
+def _read(path: Path, known: Collection[str]) -> Mapping[str, Mapping[str, Any]]:
     try:
         found = json.loads(path.read_text())
     except OSError as error:
@@ -124,6 +133,9 @@ def _read(path: Path) -> Mapping[str, Mapping[str, Any]]:
     fine = isinstance(found, dict) and found and all(isinstance(v, dict) for v in found.values())
     if not fine:
         raise Error(f'--change {path}: it holds {{"LABEL": {{"KEY": VALUE}}}}')
+    for label in found:
+        if label in known:
+            raise Error(f"--change {path}: there is a variant {label!r} already; name it apart")
     return found
 
 
@@ -199,6 +211,13 @@ class _Plan:
         variants = comparison.variants(put.fields)
         if len(variants) < 2:
             raise Error(f"comparison {comparison.name} has no variant for {base.model}")
+        if any(len(variant.rates) > 1 for variant in variants):
+            check_validation(self.ask, f"comparison {comparison.name}")
+        if comparison.few_labels and self.images == self.ask.train_images:
+            raise Error(
+                f"comparison {comparison.name} learns first from the pictures that --sizes leaves "
+                f"without labels, and {self.images:,} are all: give fewer"
+            )
         self.rows.append(
             {
                 "name": comparison.name,
@@ -298,8 +317,11 @@ class _Plan:
         told = {**point.to_json(), "id": "", "line": "", "axes": {}}
         what = json.dumps(told, sort_keys=True)
         if what not in self.ids:
-            self.ids[what] = point.id
-            self.points[point.id] = point
+            id, number = point.id, 2
+            while id in self.points:  # labels that differ in what no folder's name can have
+                id, number = f"{point.id}-{number}", number + 1
+            self.ids[what] = id
+            self.points[id] = replace(point, id=id)
         return self.ids[what]
 
 
@@ -326,10 +348,6 @@ def _before(recipe: str, run: Point, put: _Put) -> dict[str, Any]:
 
 def _duration(text: str) -> Duration:
     return with_settings(Recipe(), {"duration": text}).duration
-
-
-def _rounded(rate: float) -> float:
-    return float(f"{rate:.2g}")
 
 
 def _tuples(value: Any) -> Any:

@@ -92,8 +92,11 @@ def open_data(data: Spec, held_out: float, most_test: int | None, **columns: Any
         columns: as of `open_splits`.
 
     Raises:
-        Error: what `open_splits` raises, no train split, or several labels a picture.
+        Error: what `open_splits` raises, no train split, several labels a picture, or no test
+            picture left.
     """
+    if most_test is not None and most_test < 1:
+        raise Error(f"--most-test is at least 1 picture, not {most_test}")
     splits = open_splits(data, **columns)
     if "train" not in splits:
         raise Error(f"{data}: there is no train split, only {' and '.join(splits)}")

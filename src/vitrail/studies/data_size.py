@@ -37,8 +37,11 @@ from vitrail.studies.definition import (
 from vitrail.studies.folder import safe_id
 from vitrail.studies.gaps import answer_of
 from vitrail.studies.grid import (
+    bands,
     candidates,
     check_size,
+    check_test,
+    check_validation,
     check_words,
     curve,
     fixed_settings,
@@ -65,14 +68,16 @@ def define(ask: Ask) -> Definition:
     """The runs of a data-size study.
 
     Raises:
-        Error: an unknown mode, preset or model, or a size that the data do not have, or what
-            belongs to another kind.
+        Error: an unknown mode, preset or model, or a size that the data do not have, no pictures
+            to choose by or to measure on, or what belongs to another kind.
     """
     check_words(ask, "data-size")
     ask = DATA_SIZE.applied(ask)
     mode = ask.mode or "fixed"
     if mode not in MODES:
         raise Error(f"--mode of data-size is {' or '.join(MODES)}, not {mode!r}")
+    check_test(ask, "data-size")
+    check_validation(ask, "data-size")
     if len(ask.durations) > 1:
         raise Error("data-size trains with one budget: give one of --durations")
     models = candidates(ask, DATA_SIZE.models)
@@ -108,14 +113,8 @@ def _sizes(ask: Ask) -> list[int]:
     """The sizes, ascending; by default a tenth, a third and all of the pictures."""
     whole = ask.train_images
     given = ask.sizes or (max(ask.classes, whole // 10), max(ask.classes, whole // 3), whole)
-    sizes = sorted({size or whole for size in given})
     check_size(ask)
-    for size in sizes:
-        if size < ask.classes:
-            raise Error(
-                f"--sizes {size}: there are {ask.classes} classes, and each needs a picture"
-            )
-    return sizes
+    return sorted({size or whole for size in given})
 
 
 def _budget(ask: Ask, sizes: Sequence[int]) -> str:
@@ -271,7 +270,9 @@ def show(definition: Definition, records: Sequence[Record], intervals: bool) -> 
             for line in lines
         ]
         columns = ["model", *(f"{size:,} pictures" for size in sizes)]
-        tables.append(Table(columns, rows, _caption(title, definition, intervals)))
+        caption = _caption(title, definition, intervals)
+        caption += _shots_from(records) if name != "top1" else ""
+        tables.append(Table(columns, rows, caption))
         figures += _figures(name, title, lines, sizes, cells)
     if tuned:
         tables.append(_chosen(definition, records))
@@ -284,6 +285,19 @@ def show(definition: Definition, records: Sequence[Record], intervals: bool) -> 
 def _caption(title: str, definition: Definition, intervals: bool) -> str:
     how = " with 95 % t intervals" if intervals else ""
     return f"{title[0].upper()}{title[1:]} in per cent: means over seeds{how}."
+
+
+def _shots_from(records: Sequence[Record]) -> str:
+    """Where few shots were drawn from, for a caption."""
+    found = {
+        r["metrics"].get("fewshot_from", "train") for r in records if "fewshot" in r["metrics"]
+    }
+    if found == {"val"}:
+        return " The shots are validation pictures, which no run has learned from."
+    return (
+        " The shots are training pictures: the larger a run's subset is, the more of them it has "
+        "learned from with their labels."
+    )
 
 
 def _figures(
@@ -304,7 +318,7 @@ def _figures(
         log_x=True,
         size=(520, 320),
     )
-    words = f"{title[0].upper()}{title[1:]} over the number of training pictures; bands are 95 %."
+    words = f"{title[0].upper()}{title[1:]} over the number of training pictures{bands(curves)}."
     return [Figure(f"data-size-{name.replace('.', '-')}", svg, words)]
 
 

@@ -218,6 +218,8 @@ class Ask:
         samples: how many architectures, of search.
         train_images: how many training pictures there are, validation apart.
         classes: how many classes there are.
+        validation: how many validation pictures there are, the data's own or held out.
+        test: how many test pictures there are.
         side: of the pictures in pixels, where it is known.
     """
 
@@ -238,6 +240,8 @@ class Ask:
     samples: int | None = None
     train_images: int = 0
     classes: int = 0
+    validation: int = 1
+    test: int = 1
     side: int | None = None
 
     @property

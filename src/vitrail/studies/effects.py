@@ -9,9 +9,20 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from vitrail.kit.chart import MOST, Line, interval_chart, line_chart
+from vitrail.kit.errors import listing
 from vitrail.studies.definition import Definition, Figure, Record, Shown, Table
 from vitrail.studies.gaps import lead_in_words
-from vitrail.studies.grid import alike, curve, mean_of, paired, validated, verdict
+from vitrail.studies.grid import (
+    alike,
+    bands,
+    curve,
+    has_validation,
+    mean_of,
+    paired,
+    signed,
+    validated,
+    verdict,
+)
 from vitrail.studies.statistics import Mean
 
 SHAPES = ("depth", "width", "mlp_width", "patch")  # one chart over the compute, as in the paper
@@ -134,19 +145,18 @@ def _table(
     )
     how = ", ± 95 % t intervals; differences are taken seed by seed" if intervals else ""
     chosen = " Learning rates are the best ones on validation pictures." if swept else ""
+    if swept and not any(map(has_validation, _every_run(rows))):
+        chosen = " No validation pictures chose a learning rate: each variant has its first."
     caption = f"{told['asks']} {told['model']}; means over seeds{how}.{chosen} ({told['source']}.)"
     return Table(columns, cells, caption)
 
 
+def _every_run(rows: Sequence[Row]) -> list[Record]:
+    return [record for row in rows for runs in row.by_rate.values() for record in runs]
+
+
 def _gap(row: Row, baseline: Row, name: str) -> Mean | None:
     return None if row is baseline else paired(row.runs, baseline.runs, name)
-
-
-def signed(gap: Mean, intervals: bool = True) -> str:
-    """``+1.20 ± 0.35``, in points."""
-    half = gap.half if intervals else None
-    text = f"{100 * gap.mean:+.2f}"
-    return text if half is None else f"{text} ± {100 * half:.2f}"
 
 
 def _crossed(told: Mapping[str, Any], rows: Sequence[Row], name: str, intervals: bool) -> Table:
@@ -180,7 +190,7 @@ def _figures(told: Mapping[str, Any], rows: Sequence[Row], name: str, words: str
             x_format="g",
             x_ticks=sorted({x for line in curves for x in line.x}),
         )
-        caption = f"{told['title']}: {words} accuracy over the learning rate; bands are 95 %."
+        caption = f"{told['title']}: {words} accuracy over the learning rate{bands(curves)}."
         found.append(Figure(f"ablation-{slug}-rates", svg, caption))
     gaps = [(row.label, _gap(row, rows[0], name)) for row in rows[1:]]
     drawn = [
@@ -194,9 +204,9 @@ def _figures(told: Mapping[str, Any], rows: Sequence[Row], name: str, words: str
             title=f"{told['title']}: differences to {rows[0].label}",
             x_label=f"points above {rows[0].label}",
         )
+        bars = "; bars are 95 % t intervals" if any(low is not None for *_, low, _ in drawn) else ""
         caption = (
-            f"{told['title']}: {words} accuracy less that of {rows[0].label}, seed by seed; bars "
-            "are 95 % t intervals."
+            f"{told['title']}: {words} accuracy less that of {rows[0].label}, seed by seed{bars}."
         )
         found.append(Figure(f"ablation-{slug}-differences", svg, caption))
     return found
@@ -257,7 +267,19 @@ def _answer(told: Mapping[str, Any], rows: Sequence[Row], name: str) -> list[str
                     f"{baseline.rate} it would be {signed(at_one)}"
                 )
         said.append(f"{text}.")
+    ends = [f"{row.label} ({row.rate})" for row in rows if _at_the_end(row)]
+    if ends:
+        said.append(
+            f"At the end of the learning rates that were tried, so that a wider sweep may find a "
+            f"better one: {listing(ends, 6)}."
+        )
     return said
+
+
+def _at_the_end(row: Row) -> bool:
+    """Whether the rate that counts is the least or the greatest of several."""
+    rates = sorted(row.by_rate, key=float)
+    return len(rates) > 1 and row.rate in (rates[0], rates[-1])
 
 
 def _facts(rows: Sequence[Row], name: str) -> list[dict[str, Any]]:

@@ -33,13 +33,39 @@ FLAG_OF = {"duration": "--durations", "seed": "--first-seed"}  # what is no busi
 
 
 def check_size(ask: Ask) -> None:
-    """Refuse a number of pictures that the data do not have."""
+    """Refuse a number of pictures that the data do not have, or too few to have every class."""
     for size in ask.sizes:
         if size > ask.train_images:
             raise Error(
                 f"--sizes {size}: the data have {ask.train_images:,} pictures to learn from, "
                 "validation apart"
             )
+        if size and size < ask.classes:  # 0 is all of them
+            raise Error(
+                f"--sizes {size}: there are {ask.classes} classes, and each needs a picture"
+            )
+
+
+def check_validation(ask: Ask, what: str) -> None:
+    """Refuse a study that chooses by validation pictures where there are none.
+
+    Args:
+        what: chooses by them, in words: ``search``.
+    """
+    if not ask.validation:
+        raise Error(
+            f"{what} chooses by validation pictures, and there are none: give --held-out a share "
+            "above 0"
+        )
+
+
+def check_test(ask: Ask, kind: str) -> None:
+    """Refuse a study that is measured on test pictures alone where there are none."""
+    if not ask.test:
+        raise Error(
+            f"{kind} is measured on test pictures, and the data have none: give data with a test "
+            "split, such as a folder with train/ and test/"
+        )
 
 
 def check_words(ask: Ask, kind: str) -> None:
@@ -153,6 +179,11 @@ def curve(name: str, points: Sequence[tuple[float, Mean]]) -> Line:
     )
 
 
+def bands(lines: Sequence[Line]) -> str:
+    """What a caption says of the bands of lines, where they have any."""
+    return "; bands are 95 % t intervals" if any(len(line.low) for line in lines) else ""
+
+
 def lines_of(definition: Definition) -> list[str]:
     """What is compared, in the definition's order."""
     return list(dict.fromkeys(point.line for point in definition.points))
@@ -181,3 +212,10 @@ def verdict(difference: Mean | None) -> str:
     if difference is None or difference.low is None or difference.high is None:
         return "not told apart"
     return "better" if difference.low > 0 else "worse" if difference.high < 0 else "not told apart"
+
+
+def signed(gap: Mean, intervals: bool = True) -> str:
+    """``+1.20 ± 0.35``, in points."""
+    half = gap.half if intervals else None
+    text = f"{100 * gap.mean:+.2f}"
+    return text if half is None else f"{text} ± {100 * half:.2f}"

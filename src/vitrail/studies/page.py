@@ -17,6 +17,7 @@ from vitrail.kit.errors import Error
 from vitrail.kit.page import Page, show
 from vitrail.studies.definition import RUN, Definition, Kind, Record, Shown, Table
 from vitrail.studies.folder import RECORDS, StudyFolder, replace_whole
+from vitrail.studies.grid import FINAL
 from vitrail.studies.statistics import check_intervals
 
 COLORS = {
@@ -184,7 +185,7 @@ def _runs(section: Any, records: Sequence[Record]) -> None:
         [
             r["id"],
             _percent(r["metrics"].get("top1")),
-            _percent(r["metrics"].get("val_top1")),
+            _percent(_validation(r)),
             r["metrics"].get("images"),
             f"{r['metrics'].get('exaflops') or 0:.2g}",
             round(r["metrics"].get("seconds") or 0),
@@ -193,6 +194,13 @@ def _runs(section: Any, records: Sequence[Record]) -> None:
     ]
     columns = ("run", "test, %", "validation, %", "pictures seen", "exaFLOPs", "seconds")
     section.details(f"{len(rows)} runs").table(columns, rows, "One row a run, seeds apart.")
+
+
+def _validation(record: Record) -> float | None:
+    """The accuracy on validation of the weights that were measured: what trials are chosen by."""
+    metrics = record["metrics"]
+    best, final = metrics.get("val_top1"), metrics.get(FINAL)
+    return best if record["config"].get("which") == "best" or final is None else final
 
 
 def _percent(value: float | None) -> float | None:

@@ -8,7 +8,7 @@ and more may join at any time.
 import contextlib
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 
 from vitrail.kit.errors import Error
 from vitrail.studies.data import StudyData
@@ -71,7 +71,10 @@ def take_runs(
         seconds = _do(claim, point, definition, data, folder, device, shown)
         if seconds is not None:
             done += 1
-            tidy(folder, point.id, "models" if _is_needed(point, definition) else keep)
+            recorded = folder.recorded()
+            tidy(folder, point.id, "models" if _is_needed(point.id, definition, recorded) else keep)
+            if point.start is not None and not _is_needed(point.start, definition, recorded):
+                tidy(folder, point.start, keep)
             watcher.done(point, seconds)
     return done
 
@@ -122,8 +125,9 @@ def _in_use(error: Error) -> bool:
     return "another process is training" in str(error)
 
 
-def _is_needed(point: Point, definition: Definition) -> bool:
-    return any(other.start == point.id for other in definition.points)
+def _is_needed(id: str, definition: Definition, recorded: Collection[str]) -> bool:
+    """Whether a run that is not done yet starts from this one."""
+    return any(other.start == id and other.id not in recorded for other in definition.points)
 
 
 @contextlib.contextmanager

@@ -22,7 +22,7 @@ from vitrail.models.zoo import FAMILIES, resolve
 from vitrail.studies.data_size import side_for
 from vitrail.studies.definition import Ask, Candidate, Definition, Kind, Point
 from vitrail.studies.folder import safe_id
-from vitrail.studies.grid import candidates, check_words, fixed_settings
+from vitrail.studies.grid import candidates, check_test, check_words, fixed_settings
 from vitrail.studies.presets import SCALING
 from vitrail.studies.scaling_page import show
 
@@ -43,11 +43,12 @@ def define(ask: Ask) -> Definition:
     """The runs of a scaling study.
 
     Raises:
-        Error: an unknown preset or model, or what this kind does not take.
+        Error: an unknown preset or model, no test pictures, or what this kind does not take.
     """
     if ask.sizes:
         raise Error("scaling uses all of the pictures: --sizes belongs to data-size")
     check_words(ask, "scaling")
+    check_test(ask, "scaling")
     factors = SCALING.get(ask.preset).factors
     ask = SCALING.applied(ask)
     models = candidates(ask, SCALING.models)
@@ -69,7 +70,8 @@ def define(ask: Ask) -> Definition:
         axes = {"family": FAMILY_NAMES[one.family], "duration": duration, "data": "all"}
         id = safe_id(one.label, duration, f"seed{seed}")
         points.append(Point(id=id, axes=axes, **common))
-        if one.label in largest and duration == times(durations[-1], factors.get(one.label, 1)):
+        longest = duration == times(durations[-1], factors.get(one.label, 1))
+        if one.label in largest and longest and ask.train_images // 2 >= ask.classes:
             # The same pictures seen in all, from half as many.
             halved = {**common, "images": ask.train_images // 2}
             if duration.endswith("epochs"):
@@ -83,7 +85,7 @@ def define(ask: Ask) -> Definition:
 def times(duration: str, factor: float) -> str:
     """A duration, longer."""
     value, unit = duration.split()
-    return f"{float(value) * factor:g} {unit}"
+    return f"{float(value) * factor:.12g} {unit}"
 
 
 def _doublings(ask: Ask) -> tuple[str, ...]:

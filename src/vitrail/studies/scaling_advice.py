@@ -9,15 +9,16 @@ Groups are a study's runs by (line, family, duration, data), none of them withou
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from vitrail.studies.definition import Record
-from vitrail.studies.grid import mean_of, paired, verdict
+from vitrail.studies.grid import mean_of, paired, signed, verdict
 from vitrail.studies.statistics import Mean
 
 Groups = Mapping[tuple[Any, ...], Sequence[Record]]
 Brought = tuple[Mean, str, str]  # by a doubling, measured from, to
+LEAST_STEP = 1.25  # times: what a shorter step brings, made a doubling's, is chance made large
 
 
 def compute_of(runs: Sequence[Record]) -> float:
@@ -73,8 +74,7 @@ def advise(groups: Groups) -> tuple[str, list[dict[str, Any]]]:
 
 def points_of(mean: Mean) -> str:
     """``+1.20 ± 0.35 points``."""
-    half = "" if mean.half is None else f" ± {100 * mean.half:.2f}"
-    return f"{100 * mean.mean:+.2f}{half} points"
+    return f"{signed(mean)} points"
 
 
 def _of_data(own: Groups) -> Brought | None:
@@ -88,16 +88,42 @@ def _of_data(own: Groups) -> Brought | None:
 
 
 def _of_time(own: Groups) -> Brought | None:
-    lengths: dict[str, list[tuple[float, tuple[Any, ...]]]] = {}
+    """The same model for longer; of several models the costliest."""
+    return _grown(own, lambda key, runs: _learner(runs), compute_of, rank=_macs, place=2)
+
+
+def _of_size(own: Groups) -> Brought | None:
+    """A larger model for as long; of several durations the longest."""
+    return _grown(own, lambda key, runs: key[2], _macs, rank=_images, place=0)
+
+
+def _grown(
+    own: Groups,
+    alike: Callable[[tuple[Any, ...], Sequence[Record]], str],
+    size: Callable[[Sequence[Record]], float],
+    rank: Callable[[Sequence[Record]], float],
+    place: int,
+) -> Brought | None:
+    """What the last step up brings among groups that differ in one thing; None: there is none.
+
+    Args:
+        alike: what the groups that are compared have in common.
+        size: what grows.
+        rank: of several such sets the one in which this is greatest comes first.
+        place: in a group's key, of what the step is called by.
+    """
+    sets: dict[str, list[tuple[float, tuple[Any, ...]]]] = {}
     for key, runs in own.items():
         if key[3] == "all":
-            lengths.setdefault(_learner(runs), []).append((compute_of(runs), key))
-    for found in sorted(lengths.values(), key=lambda one: -_macs(own[one[0][1]])):
-        *_, (less, before), (more, after) = (0.0, ()), *sorted(found)
-        if before and more > less:
+            sets.setdefault(alike(key, runs), []).append((size(runs), key))
+    for found in sorted(sets.values(), key=lambda one: -rank(own[one[0][1]])):
+        more, after = max(found)
+        smaller = [one for one in found if LEAST_STEP * one[0] <= more]
+        if smaller:
+            less, before = max(smaller)
             gain = paired(own[after], own[before], "top1")
             if gain is not None:
-                return _per_doubling(gain, more / less), before[2], after[2]
+                return _per_doubling(gain, more / less), before[place], after[place]
     return None
 
 
@@ -106,20 +132,6 @@ def _learner(runs: Sequence[Record]) -> str:
     config = runs[0]["config"]
     alike = ("model", "config", "recipe", "settings", "image_size")
     return json.dumps([config[name] for name in alike], sort_keys=True)
-
-
-def _of_size(own: Groups) -> Brought | None:
-    by_duration: dict[str, list[tuple[float, tuple[Any, ...]]]] = {}
-    for key, runs in own.items():
-        if key[3] == "all":
-            by_duration.setdefault(key[2], []).append((_macs(runs), key))
-    for found in sorted(by_duration.values(), key=lambda one: -_images(own[one[0][1]])):
-        *_, (less, before), (more, after) = (0.0, ()), *sorted(found)
-        if before and more > less:
-            gain = paired(own[after], own[before], "top1")
-            if gain is not None:
-                return _per_doubling(gain, more / less), before[0], after[0]
-    return None
 
 
 def _macs(runs: Sequence[Record]) -> float:

@@ -11,7 +11,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from vitrail.kit.chart import Line, line_chart
+import numpy as np
+
+from vitrail.kit.chart import MOST, Line, line_chart
 from vitrail.studies.definition import Definition, Figure, Record, Shown, Table
 from vitrail.studies.grid import grouped, mean_of, validated
 from vitrail.studies.scaling_advice import Groups, advise, compute_of, points_of
@@ -28,6 +30,7 @@ from vitrail.studies.statistics import (
 )
 
 CNNS = ("BiT ResNet", "ResNet")
+DRAWN = 25  # points of a law's curve
 NOT_TOLD = "not told"  # an interval, of too few groups
 
 
@@ -50,7 +53,7 @@ def show(definition: Definition, records: Sequence[Record], intervals: bool) -> 
     ratios = _ratios(fits)
     advice, brings = advise(groups)
     tables = [_table(cells, front, whole), *_law_tables(laws, ratios), *_brings_table(brings)]
-    figures = [_figure(cells, front, laws)]
+    figures = [_figure(cells, front), *_law_figures(laws)]
     said = [advice, *_front_words(front, cells), *_ratio_words(ratios)]
     facts = {
         "advice": advice.partition(":")[0],
@@ -170,8 +173,9 @@ def _table(
     columns = ("model", "duration", "parameters", "million MACs", "exaFLOPs", "accuracy, %")
     columns += ("seeds", "on the front")
     caption = (
-        "Every model and duration, by compute: 6 x MACs x pictures, as in the paper's Table 6. The "
-        "front is that of validation pictures, where there are any."
+        "Every model and duration, by compute: 6 x MACs x pictures, as in the paper's Table 6, so "
+        "a last block counts whole where only a class token of it is computed. The front is that "
+        "of validation pictures, where there are any."
     )
     return Table(columns, rows, caption)
 
@@ -204,8 +208,8 @@ def _law_tables(
             [
                 f"{of} against {to}",
                 f"{100 * r.accuracy:.1f}",
-                f"{r.ratio:.2f}",
-                _span(r.interval, ".2f"),
+                _times(r.ratio),
+                NOT_TOLD if r.interval is None else " to ".join(map(_times, r.interval)),
             ]
             for of, to, r in ratios
         ]
@@ -222,10 +226,17 @@ def _span(interval: tuple[float, float] | None, form: str) -> str:
     return NOT_TOLD if interval is None else f"{interval[0]:{form}} to {interval[1]:{form}}"
 
 
+def _times(ratio: float) -> str:
+    """A ratio of compute in words; beyond a thousand it is but a law that hardly falls."""
+    if not 1e-3 <= ratio <= 1e3:
+        return "over 1,000" if ratio > 1 else "under 0.001"
+    return f"{ratio:.2f}" if ratio >= 0.1 else f"{ratio:.2g}"
+
+
 def _interval_words(ratio: Ratio) -> str:
     if ratio.interval is None:
         return f"an interval takes {FEWEST_FOR_INTERVAL} groups of each"
-    return f"95 % interval {_span(ratio.interval, '.2f')}"
+    return f"95 % interval {_times(ratio.interval[0])} to {_times(ratio.interval[1])}"
 
 
 def _brings_table(brings: Sequence[Mapping[str, Any]]) -> list[Table]:
@@ -240,7 +251,6 @@ def _brings_table(brings: Sequence[Mapping[str, Any]]) -> list[Table]:
 def _figure(
     cells: Mapping[tuple[Any, ...], tuple[float, Mean]],
     front: Sequence[tuple[Any, ...]],
-    laws: Mapping[str, PowerLaw],
 ) -> Figure:
     lines = []
     for family in dict.fromkeys(key[1] for key in cells):
@@ -255,7 +265,7 @@ def _figure(
     lines.append(Line("Pareto front", [x for x, _ in best], [y for _, y in best]))
     every = sorted(compute for compute, _ in cells.values())
     svg = line_chart(
-        [Line(lines[0].name, lines[0].x, lines[0].y, dots=True, joined=False), *lines[1:]],
+        lines,
         title="test accuracy against compute",
         x_label="exaFLOPs",
         percent=True,
@@ -267,8 +277,44 @@ def _figure(
     return Figure(
         "scaling-compute",
         svg,
-        "Test accuracy against training compute, means over seeds; the line is the Pareto front.",
+        "Test accuracy against training compute, means over seeds; the line joins what is on the "
+        "Pareto front, which is that of validation pictures where there are any.",
     )
+
+
+def _law_figures(laws: Mapping[str, PowerLaw]) -> list[Figure]:
+    """Each family's law with its band, over the compute that was measured and no further."""
+    lines = []
+    for family, law in list(laws.items())[:MOST]:
+        compute = [float(x) for x in np.geomspace(*law.span, DRAWN)]
+        band = None if law.interval is None else 1 - law.band(compute)
+        lines.append(
+            Line(
+                family,
+                compute,
+                [1 - law.error(x) for x in compute],
+                low=() if band is None else band[:, 1].tolist(),
+                high=() if band is None else band[:, 0].tolist(),
+            )
+        )
+    if not lines:
+        return []
+    svg = line_chart(
+        lines,
+        title="test accuracy by each family's power law",
+        x_label="exaFLOPs",
+        percent=True,
+        log_x=True,
+        x_ticks=sorted(x for law in laws.values() for x in law.span),
+        x_format=".1e",
+        size=(560, 340),
+    )
+    banded = any(len(line.low) for line in lines)
+    words = (
+        "The power law of each family's fitted front, as accuracy, over the compute that was "
+        "measured" + ("; bands are 95 % by bootstrap." if banded else ".")
+    )
+    return [Figure("scaling-laws", svg, words)]
 
 
 def _front_words(
@@ -284,9 +330,13 @@ def _front_words(
 
 
 def _ratio_words(ratios: Sequence[tuple[str, str, Ratio]]) -> list[str]:
-    middle = [one for i, one in enumerate(ratios) if i % 3 == 1]
+    """Each pair of families in the middle of the accuracies that it has a ratio at."""
+    pairs: dict[tuple[str, str], list[Ratio]] = {}
+    for of, to, ratio in ratios:
+        pairs.setdefault((of, to), []).append(ratio)
+    middle = [(of, to, found[len(found) // 2]) for (of, to), found in pairs.items()]
     return [
-        f"At {100 * r.accuracy:.1f} % {of} takes {r.ratio:.2f} times the compute of {to} "
+        f"At {100 * r.accuracy:.1f} % {of} takes {_times(r.ratio)} times the compute of {to} "
         f"(by their fitted fronts; {_interval_words(r)})."
         for of, to, r in middle
     ]

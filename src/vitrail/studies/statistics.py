@@ -16,6 +16,7 @@ from vitrail.kit.errors import Error
 
 RESAMPLES = 2000
 FEWEST = 3  # different amounts of compute, to fit a law
+MOST_RATIO = 1e6  # of two families' compute: beyond it a law is too flat to say
 FEWEST_FOR_INTERVAL = 5  # groups: a bootstrap of fewer sees a part of the chance only
 
 
@@ -158,8 +159,15 @@ class PowerLaw:
         return np.quantile(fits, (0.025, 0.975), axis=0).T
 
     def compute(self, error: float) -> float:
-        """The compute at which the fitted error is this."""
-        return self.middle * math.exp((math.log(self.scale) - math.log(error)) / self.exponent)
+        """The compute at which the fitted error is this; infinite where that is no number."""
+        try:
+            return math.exp(self.log_compute(error))
+        except OverflowError:  # a law that hardly falls
+            return math.inf
+
+    def log_compute(self, error: float) -> float:
+        """The natural logarithm of the compute at which the fitted error is this."""
+        return math.log(self.middle) + (math.log(self.scale) - math.log(error)) / self.exponent
 
 
 def fit_power_law(
@@ -230,12 +238,16 @@ class Ratio:
 def compute_ratio(one: PowerLaw, other: PowerLaw, accuracy: float) -> Ratio | None:
     """How many times the compute of ``other`` does ``one`` take for an accuracy; None: no saying.
 
-    There is none where either family does not get better with compute. The interval takes the laws
-    as independent: they have to be resampled with different seeds.
+    There is none where either family does not get better with compute, or so little that the ratio
+    is beyond `MOST_RATIO`. The interval takes the laws as independent: they have to be resampled
+    with different seeds.
     """
     if one.exponent <= 0 or other.exponent <= 0:
         return None
-    ratio = one.compute(1 - accuracy) / other.compute(1 - accuracy)
+    apart = one.log_compute(1 - accuracy) - other.log_compute(1 - accuracy)
+    if abs(apart) > math.log(MOST_RATIO):
+        return None
+    ratio = math.exp(apart)
     if one.interval is None or other.interval is None:
         return Ratio(accuracy, ratio, None, None)
     error = math.log(1 - accuracy)

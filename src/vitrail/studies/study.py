@@ -146,6 +146,8 @@ def _known(ask: Ask, data: StudyData) -> Ask:
     return ask.replace(
         train_images=len(data.train),
         classes=int((data.train.counts() > 0).sum()),
+        validation=0 if data.val is None else len(data.val),
+        test=0 if data.test is None else len(data.test),
         side=data.side,
     )
 

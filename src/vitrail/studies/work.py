@@ -34,6 +34,7 @@ from vitrail.weights.folder import load_model
 from vitrail.weights.read import BEST_FILE
 
 BATCH = 256
+SHOT_SEED = -1  # of the pool of few shots
 DRAWS = 3  # of the few shots, for each of which a run's accuracy is the mean
 
 
@@ -168,7 +169,10 @@ def _told(out: Path, about: Mapping[str, Any]) -> dict[str, Any]:
         "macs": ledger["macs_per_image"],
         "seconds": done["seconds"],
         "images_per_second": ledger["training_rate"],
+        "device": ledger["device"],
         "threads": torch.get_num_threads(),
+        # Whole, since the point says what was changed only; without places on this machine.
+        "recipe": {k: v for k, v in about["recipe"].items() if k not in ("weights", "teacher")},
     }
 
 
@@ -183,20 +187,35 @@ def _measured(point: Point, definition: Definition, data: StudyData, out: Path) 
         )
         found |= {"top1": result.top1, "top5": result.top5, "loss": result.loss, "n": result.n}
     if definition.shots and data.test is not None and point.test:
-        found["fewshot"] = _few_shots(model, definition.shots, data.train, data.test)
+        pool, where = shot_pool(data, definition.shots)
+        found["fewshot"] = _few_shots(model, definition.shots, pool, data.test)
+        found["fewshot_from"] = where
     return found
 
 
+def shot_pool(data: StudyData, shots: Sequence[int]) -> tuple[Source, str]:
+    """The pictures that few shots are drawn from, the same for every run: (source, ``val``).
+
+    Validation pictures, since no run learns from them. What a model has learned with its labels is
+    told apart better than what is new to it, and a subset's share of the training pictures differs
+    from size to size. Where validation has too few of a class it is ``train`` after all.
+    """
+    present = data.train.counts() > 0
+    enough = data.val is not None and data.val.counts()[present].min() >= max(shots)
+    source, where = (data.val, "val") if data.val is not None and enough else (data.train, "train")
+    most = min(len(source), DRAWS * max(shots) * int(present.sum()))
+    # A seed that no run has: a run's own subset would hold the whole pool.
+    return source.subset(subset_rows(source, most, SHOT_SEED)), where
+
+
 def _few_shots(
-    model: ImageClassifier, shots: Sequence[int], train: Source, test: Source
+    model: ImageClassifier, shots: Sequence[int], pool: Source, test: Source
 ) -> dict[str, float]:
-    """Linear accuracy on a few images a class, the same ones for every run of the study."""
-    least = int(train.counts()[train.counts() > 0].min())
+    """Linear accuracy on a few images a class."""
+    least = int(pool.counts()[pool.counts() > 0].min())
     fitting = [shot for shot in shots if shot <= least]
     if not fitting:
         return {}
-    classes = int((train.counts() > 0).sum())
-    pool = train.subset(subset_rows(train, min(len(train), DRAWS * max(fitting) * classes), 0))
     x, tests = (extract(model, part, cache=False, batch_size=BATCH) for part in (pool, test))
     result = fewshot(x.values, x.labels, tests.values, tests.labels, shots=fitting, seeds=DRAWS)
     return {str(k): float(mean) for k, mean in zip(result.shots, result.mean, strict=True)}

@@ -35,7 +35,6 @@ from vitrail.models.zoo import config_of, resolve
 from vitrail.training.ledger import EXAFLOPS_PER_CORE_DAY
 from vitrail.training.trial import Trial, in_a_process, trial
 
-EVALUATED = 64  # pictures at a time when the validation set is looked at, at the least
 FREE = 0.9  # of the CPU's free memory that a plan may fill
 
 

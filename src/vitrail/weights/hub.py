@@ -15,7 +15,6 @@ from vitrail.kit.errors import Error
 PREFIXES = ("hf-hub:", "hf_hub:")
 WANTED = ("*.safetensors", "*.safetensors.index.json", "*config.json")
 LEFT = ("*/*", "open_clip*", "*onnx*", "*trainer*")  # other folders and other libraries' files
-PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 
 
 def is_hub_name(source: object) -> bool:

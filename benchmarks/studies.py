@@ -19,6 +19,7 @@ import os
 import shutil
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -28,33 +29,52 @@ from pieces.looks import looks
 
 import vitrail
 from vitrail.studies.data import open_data
-from vitrail.studies.definition import Ask, Definition, Kind, Point, Record, Shown, Table, candidate
+from vitrail.studies.definition import (
+    TRIAL,
+    Ask,
+    Definition,
+    Kind,
+    Point,
+    Record,
+    Shown,
+    Table,
+    candidate,
+)
 from vitrail.studies.folder import replace_whole, safe_id
 from vitrail.studies.grid import FINAL, fixed_settings, grouped, mean_of, paired
-from vitrail.studies.presets import FASTEST, SMALL, bit, hybrid, vit
+from vitrail.studies.presets import FASTEST, SMALL, hybrid, rated, vit
 from vitrail.studies.study import How, study
 
 ROOT = Path(__file__).resolve().parents[1]
 PICTURES = ROOT / "docs" / "pictures" / "studies"
 HELD_OUT, TEST, QUICK_TEST = 0.1, 4000, 200
 RATES, RATES_SEEN = (0.0005, 0.001, 0.002, 0.004), 40_000
+TUNING_RATES = (0.003, 0.01, 0.03)  # of the fine-tuning, by SGD
 COMMON: dict[str, Any] = {"image_size": 32, "batch_size": 32}
-MODELS = (vit("ViT 8/48/3", 8, 48, 3, 3), vit("ViT", 4, 64, 4, 4), bit("BiT ResNet", [1, 1, 1], [128, 128, 256], 64), hybrid("hybrid 16", [1, 1], 64, 4, 4, stem=64), hybrid("hybrid 64", [1], 64, 4, 4, stem=64), SMALL[3])
-BASE = vit("ViT", 4, 48, 3, 3)
-LIGHT = vit("ViT", 8, 48, 3, 3)
-CVT = SMALL[3]
+BASE = vit("ViT 4/48/3", 4, 48, 3, 3)
+LIGHT = vit("ViT 8/48/3", 8, 48, 3, 3)
 BOTNET = (
     "ResNet and BoTNet=botnet50_32:depths=[1,1,1]:widths=[64,128,256]:stem_width=32"
     ":attention_stride=1:heads=4"
 )
-AXES = {  # comparison: the model that it is put to, and the pictures that a run sees
-    "cvt_embedding": (CVT, 12_000),
-    "cvt_projection": (CVT, 12_000),
-    "botnet": (BOTNET, 12_000),
-    "pooling": (LIGHT, 12_000),
-    "averaging": (LIGHT, 12_000),
-    "position": (BASE, 6_000),
-    "self_supervised": (LIGHT, 12_000),
+MODELS = (  # of which a rate is looked for
+    LIGHT,
+    BASE,
+    SMALL[1],
+    SMALL[0],
+    hybrid("hybrid 16", [1, 1], 64, 4, 4),
+    hybrid("hybrid 64", [1], 64, 4, 4),
+    SMALL[3],
+    BOTNET,
+)
+AXES = {  # comparison: the model, its rate, and how many pictures a run sees (and one before it)
+    "cvt_embedding": (SMALL[3], 0.002, (30_000,)),
+    "cvt_projection": (SMALL[3], 0.002, (30_000,)),
+    "botnet": (BOTNET, 0.002, (30_000,)),
+    "pooling": (LIGHT, 0.001, (30_000,)),
+    "averaging": (LIGHT, 0.001, (60_000,)),
+    "position": (BASE, 0.002, (40_000,)),
+    "self_supervised": (BASE, 0.002, (20_000, 60_000)),
 }
 
 
@@ -68,16 +88,17 @@ class Page:
         self.seeds = 2 if self.quick else options.seeds
         self.test = QUICK_TEST if self.quick else TEST
 
-    def study(self, kind: str | Kind, name: str, ask: Ask, data: str | None = None) -> dict[str, Any]:
+    def study(
+        self, kind: str | Kind, name: str, ask: Ask, data: str | None = None
+    ) -> dict[str, Any]:
         """A study of one of the kinds, in a folder of its own."""
-        held_out = 0.1 if data else HELD_OUT
         return study(
             kind,
             data or self.data,
             self.out / name,
             ask.replace(seeds=self.seeds),
             how=How(jobs=self.jobs),
-            held_out=held_out,
+            held_out=HELD_OUT,
             most_test=self.test,
             say=tell,
             command=f"python benchmarks/studies.py --only {name}",
@@ -116,14 +137,13 @@ def ablation(axis: str) -> Callable[["Page"], dict[str, Any]]:
     """Claims (c), (d), (g), (h), (i), (k), (p) and (q): each comparison a study of its own."""
 
     def run(page: Page) -> dict[str, Any]:
-        model, images = AXES[axis]
+        model, rate, lengths = AXES[axis]
         ask = Ask(
             axes=(axis,),
             models=(model,),
-            durations=(f"{256 if page.quick else images} examples",),
-            image_size=32,
-            batch_size=32,
-            settings={"optim.lr": 0.003},
+            durations=tuple(f"{256 if page.quick else length} examples" for length in lengths),
+            settings={"optim.lr": rate},
+            **COMMON,
         )
         found = page.study("ablation", axis, ask)
         for figure in (page.out / axis / "figures").glob("*.svg"):
@@ -170,7 +190,10 @@ def _show_rates(definition: Definition, records: Sequence[Record], intervals: bo
     for record in records:
         rate = str(record["config"]["axes"]["rate"])
         found.setdefault(record["config"]["line"], {})[rate] = record["metrics"][FINAL]
-    rows = [[line, *(100 * one.get(str(rate), math.nan) for rate in RATES)] for line, one in found.items()]
+    rows = [
+        [line, *(100 * one.get(str(rate), math.nan) for rate in RATES)]
+        for line, one in found.items()
+    ]
     answer = [f"{line}: {max(one, key=one.__getitem__)} is best" for line, one in found.items()]
     table = Table(("model", *map(str, RATES)), rows, "Accuracy on validation, %, by learning rate.")
     return Shown(answer, [table], (), found)
@@ -178,41 +201,50 @@ def _show_rates(definition: Definition, records: Sequence[Record], intervals: bo
 
 def resolution(page: Page) -> dict[str, Any]:
     """Claim (j): a trained model, and its fine-tuning at the same and at a higher resolution."""
-    seen = 256 if page.quick else 40_000
-    ask = Ask(models=(BASE,), durations=(f"{seen} examples", f"{seen // 4} examples"), **COMMON)
+    seen = 256 if page.quick else 30_000
+    ask = Ask(
+        models=(BASE,),
+        durations=(f"{seen} examples", f"{seen // 4} examples"),
+        settings={"optim.lr": AXES["position"][1]},
+        **COMMON,
+    )
     kind = Kind("resolution", "Resolution", _define_resolution, _show_resolution)
     return page.study(kind, "resolution", ask)
 
 
 def _define_resolution(ask: Ask) -> Definition:
     one = candidate(ask.models[0])
-    settings = {**fixed_settings(ask), **one.settings}
-    tuning = {**settings, "optim.lr": 0.003, "schedule.warmup": "10 percent"}
+    settings = fixed_settings(ask)
+    without_rate = {key: value for key, value in settings.items() if key != "optim.lr"}
     points: list[Point] = []
     for seed in ask.all_seeds:
-        shared = {"model": one.model, "config": one.config, "seed": seed}
         start = Point(
             id=f"trained-seed{seed}",
             line="trained at 32",
+            model=one.model,
+            config=one.config,
             image_size=32,
             duration=ask.durations[0],
             settings=settings,
-            **shared,
+            seed=seed,
         )
         points.append(start)
         for size in (32, 48):
-            points.append(
-                Point(
-                    id=f"tuned{size}-seed{seed}",
-                    line=f"fine-tuned at {size}",
-                    recipe="vit_finetune",
-                    image_size=size,
-                    duration=ask.durations[1],
-                    settings=tuning,
-                    start=start.id,
-                    **shared,
-                )
+            tuned = replace(
+                start,
+                line=f"fine-tuned at {size}",
+                recipe="vit_finetune",
+                image_size=size,
+                duration=ask.durations[1],
+                settings={**without_rate, "schedule.warmup": "10 percent"},
+                start=start.id,
             )
+            ids = tuple(f"tuned{size}-rate{rate}" for rate in TUNING_RATES)
+            if seed == ask.first_seed:
+                for id, rate in zip(ids, TUNING_RATES, strict=True):
+                    swept = {**tuned.settings, "optim.lr": rate}
+                    points.append(replace(tuned, id=id, settings=swept, role=TRIAL, test=False))
+            points.append(replace(tuned, id=f"tuned{size}-seed{seed}", choose=ids))
     return Definition(kind="resolution", points=tuple(points))
 
 
@@ -233,12 +265,11 @@ def _show_resolution(definition: Definition, records: Sequence[Record], interval
 def fashion(page: Page) -> dict[str, Any]:
     """Claims (a) and (o) again, on the embedded pictures of clothes."""
     ask = Ask(
-        models=FASTEST if page.quick else SMALL,
+        models=FASTEST if page.quick else tuple(map(rated, SMALL)),
         sizes=(100, 400) if page.quick else (200, 1000, 9000),
-        durations=("320 examples" if page.quick else "8000 examples",),
-        image_size=32,
-        batch_size=32,
-        settings={"optim.lr": 0.003, "augment.flip": 0.0},
+        durations=("320 examples" if page.quick else "12000 examples",),
+        settings={"augment.flip": 0.0},
+        **COMMON,
     )
     found = page.study("data-size", "fashion", ask, data="demo:fashion")
     page.copy(page.out / "fashion", fashion_top1="data-size-top1")
@@ -259,7 +290,7 @@ def look(page: Page) -> dict[str, Any]:
     }
     test = open_data(page.data, HELD_OUT, page.test).test
     assert test is not None
-    most = 200 if page.quick else 1000
+    most = 200 if page.quick else 2000
     place = PICTURES if page.draw else None
     return looks(models, test, BASE, page.out / "botnet", place, most)
 

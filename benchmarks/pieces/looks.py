@@ -6,7 +6,7 @@ means over seeds with 95 % t intervals, and draws its picture where a place for 
 
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,7 @@ from vitrail.studies.page import standalone
 from vitrail.studies.statistics import t_mean
 from vitrail.weights.resized import resized
 
-SHIFTS, SIZES = (0, 2, 4, 6, 8), (16, 24, 32, 40, 48, 64)
+SHIFTS, SIZES, TRAINED = (0, 2, 4, 6, 8), (16, 24, 32, 40, 48, 64), 32
 Models = dict[str, list[ImageClassifier]]  # of each line, one a seed
 
 
@@ -47,7 +47,7 @@ def looks(
         place: a folder for pictures, or None.
         most: how many test pictures are used.
     """
-    some = first(pictures, most)
+    some = spaced(pictures, most)
     found = {
         "attention": attention(models, some, place),
         "positions": positions(models["ViT"], place),
@@ -67,9 +67,9 @@ def picture(place: Path | None, name: str, svg: str) -> None:
         replace_whole(place / f"{name}.svg", standalone(svg))
 
 
-def first(source: Source, most: int) -> ArraySource:
-    """The first pictures of a source, as one array."""
-    rows = np.arange(min(most, len(source)))
+def spaced(source: Source, most: int) -> ArraySource:
+    """So many pictures of a source, evenly spaced, as one array."""
+    rows = np.linspace(0, len(source) - 1, min(most, len(source))).round().astype(np.int64)
     raw = [source.image(int(i)) for i in rows]
     images = np.stack([decode(one) if isinstance(one, bytes) else one for one in raw])
     return ArraySource(images, source.labels[rows], source.classes)
@@ -188,32 +188,53 @@ def permutation(base: str) -> dict[str, float]:
 
 def shifts(models: Models, some: ArraySource, place: Path | None) -> dict[str, Any]:
     """Accuracy when the picture is shifted in four directions, black coming in."""
-    found, lines = {}, []
-    for line, ones in models.items():
-        kept = []
-        for shift in SHIFTS:
-            moved = [some] if not shift else [moved_by(some, *d) for d in directions(shift)]
-            kept.append([statistics.fmean(top1(m, s) for s in moved) for m in ones])
-        found[line] = {
-            str(shift): t_mean(values).to_json() for shift, values in zip(SHIFTS, kept, strict=True)
-        }
-        loss = [t_mean([a - b for a, b in zip(values, kept[0], strict=True)]) for values in kept]
-        found[line]["loss"] = {str(s): one.to_json() for s, one in zip(SHIFTS, loss, strict=True)}
-        means = [found[line][str(shift)]["mean"] for shift in SHIFTS]
-        lines.append(Line(line, [float(s) for s in SHIFTS], means, dots=True))
-    svg = line_chart(
-        lines,
-        title="accuracy under shifts",
-        x_label="shift in pixels",
-        percent=True,
-        size=(520, 300),
-    )
+    moved = {shift: [moved_by(some, *way) for way in directions(shift)] for shift in SHIFTS}
+
+    def accuracy(model: ImageClassifier, shift: int) -> float:
+        return statistics.fmean(top1(model, source) for source in moved[shift])
+
+    found, svg = compared(models, SHIFTS, accuracy, "accuracy under shifts", "shift in pixels", 0)
     picture(place, "shifts", svg)
     return found
 
 
+def sizes(models: Models, some: ArraySource, place: Path | None) -> dict[str, Any]:
+    """Accuracy at other sizes than trained at; position tables are resized."""
+
+    def accuracy(model: ImageClassifier, size: int) -> float:
+        return top1(resized(model, size), some)
+
+    found, svg = compared(models, SIZES, accuracy, "accuracy against test size", "pixels", TRAINED)
+    picture(place, "sizes", svg)
+    return found
+
+
+def compared(
+    models: Models,
+    values: Sequence[int],
+    accuracy: Callable[[ImageClassifier, int], float],
+    title: str,
+    x_label: str,
+    usual: int,
+) -> tuple[dict[str, Any], str]:
+    """Each line's accuracy at each value, what it loses against the usual one, and a chart."""
+    found, lines = {}, []
+    for line, ones in models.items():
+        by_seed = {value: [accuracy(model, value) for model in ones] for value in values}
+        at = {str(value): t_mean(every) for value, every in by_seed.items()}
+        loss = {
+            str(value): t_mean([a - b for a, b in zip(every, by_seed[usual], strict=True)])
+            for value, every in by_seed.items()
+        }
+        found[line] = {value: mean.to_json() for value, mean in at.items()}
+        found[line]["loss"] = {value: mean.to_json() for value, mean in loss.items()}
+        means = [mean.mean for mean in at.values()]
+        lines.append(Line(line, [float(value) for value in values], means, dots=True))
+    return found, line_chart(lines, title=title, x_label=x_label, percent=True, size=(520, 300))
+
+
 def directions(shift: int) -> list[tuple[int, int]]:
-    return [(shift, 0), (-shift, 0), (0, shift), (0, -shift)]
+    return [(shift, 0), (-shift, 0), (0, shift), (0, -shift)] if shift else [(0, 0)]
 
 
 def moved_by(source: ArraySource, down: int, right: int) -> ArraySource:
@@ -228,25 +249,6 @@ def moved_by(source: ArraySource, down: int, right: int) -> ArraySource:
 
 def top1(model: ImageClassifier, source: Source) -> float:
     return evaluate(model, eval_batches(source, model.preprocessing, 256), source.classes).top1
-
-
-def sizes(models: Models, some: ArraySource, place: Path | None) -> dict[str, Any]:
-    """Accuracy at other sizes than trained at; position tables are resized."""
-    found, lines = {}, []
-    for line, ones in models.items():
-        at = {size: t_mean([top1(resized(m, size), some) for m in ones]) for size in SIZES}
-        found[line] = {str(size): mean.to_json() for size, mean in at.items()}
-        means = [at[size].mean for size in SIZES]
-        lines.append(Line(line, [float(s) for s in SIZES], means, dots=True))
-    svg = line_chart(
-        lines,
-        title="accuracy against test size",
-        x_label="pixels",
-        percent=True,
-        size=(520, 300),
-    )
-    picture(place, "sizes", svg)
-    return found
 
 
 def latency(folder: Path, some: ArraySource) -> dict[str, Any]:

@@ -3,11 +3,13 @@
 import pytest
 
 from vitrail.kit.errors import Error
+from vitrail.studies.ablation import define as ablation
 from vitrail.studies.data_size import define as data_size
 from vitrail.studies.definition import Ask, Definition, Point, candidate, from_json
 from vitrail.studies.presets import DATA_SIZE, SCALING
 from vitrail.studies.scaling import define as scaling
 from vitrail.studies.scaling import macs_of
+from vitrail.studies.search import define as search
 
 ASK = Ask(train_images=1000, classes=10, side=28, seeds=2)
 
@@ -167,6 +169,30 @@ def test_the_papers_eighteen_models_keep_their_proportions():
 
 def test_what_the_user_gives_wins_over_the_preset():
     applied = DATA_SIZE.applied(ASK.replace(preset="quick", sizes=(50,), seeds=3))
-    assert applied.sizes == (50,)
+    assert (applied.sizes, applied.seeds) == ((50,), 3)
     assert applied.batch_size == 32
     assert len(applied.models) == 2
+    rates = {"optim.lr": 0.01}
+    theirs, ours = (
+        data_size(ASK.replace(preset="page", sizes=(50,), settings=given)) for given in ({}, rates)
+    )
+    assert {point.settings["optim.lr"] for point in theirs.points} == {0.001, 0.002, 0.004}
+    assert {point.settings["optim.lr"] for point in ours.points} == {0.01}
+
+
+@pytest.mark.parametrize(
+    ("kind", "words"),
+    [
+        (data_size, {}),
+        (scaling, {}),
+        (ablation, {"axes": ("pooling",)}),
+        (search, {"models": ("cvt_13_224",), "limit": 1e12, "samples": 1}),
+    ],
+)
+def test_small_pictures_are_not_enlarged_to_a_large_models_own_size(kind, words):
+    ask = ASK.replace(models=("vit_tiny_patch16_224",), side=30, durations=("10 steps",))
+    assert {point.image_size for point in kind(ask.replace(**words)).points} == {32}  # the nearest
+    asked = kind(ask.replace(image_size=64, **words))
+    assert {point.image_size for point in asked.points} == {64}
+    large = kind(ask.replace(side=300, **words))
+    assert {point.image_size for point in large.points} == {None}

@@ -38,6 +38,7 @@ from vitrail.studies.grid import (
     check_words,
     fixed_settings,
 )
+from vitrail.studies.sides import side_for
 from vitrail.training.recipe import Duration, Model, Recipe, with_settings
 
 OWN = "changes"  # the name of the user's own comparison
@@ -231,7 +232,7 @@ class _Plan:
 
     def _base(self, base: Candidate) -> tuple[Recipe, dict[str, Any]]:
         """The recipe that a base would have by itself, and its whole config."""
-        size = self.ask.image_size or base.config.get("image_size")
+        size = side_for(base, self.ask) or base.config.get("image_size")
         named, _, variant = (self.ask.recipe or "scratch").partition(":")
         settings = {**fixed_settings(self.ask), **base.settings}
         situation = Situation(
@@ -267,7 +268,7 @@ class _Plan:
                 recipe=self.ask.recipe or "scratch",
                 settings=swept,
                 images=self._images(put),
-                image_size=self.ask.image_size,
+                image_size=side_for(put.base, self.ask),
                 duration=self.duration,
                 axes={"comparison": put.title, "variant": variant.label, "rate": rate},
             )
@@ -283,8 +284,9 @@ class _Plan:
 
     def _check(self, put: _Put, config: Mapping[str, Any]) -> None:
         """Whether there is such a model; an Error says why not."""
-        size = {} if self.ask.image_size is None else {"image_size": self.ask.image_size}
-        whole = {**resolve(put.base.model)[1].config, **config, **size}
+        size = side_for(put.base, self.ask)
+        whole = {**resolve(put.base.model)[1].config, **config}
+        whole |= {} if size is None else {"image_size": size}
         checked_config(FAMILIES[put.base.family][0], {k: _tuples(v) for k, v in whole.items()})
 
     def _images(self, put: _Put) -> int | None:

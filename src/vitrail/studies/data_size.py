@@ -50,6 +50,7 @@ from vitrail.studies.grid import (
     mean_of,
 )
 from vitrail.studies.presets import DATA_SIZE
+from vitrail.studies.sides import fitting, side_for
 
 SHOTS = (5, 10)
 LOOKS = 10  # at validation, in a run of the fixed mode
@@ -91,7 +92,7 @@ def define(ask: Ask) -> Definition:
             "config": one.config,
             "recipe": ask.recipe or "scratch",
             "images": size,
-            "image_size": ask.image_size or side_for(one, ask.side),
+            "image_size": side_for(one, ask),
             "duration": duration,
             "seed": seed,
         }
@@ -120,26 +121,6 @@ def _sizes(ask: Ask) -> list[int]:
 def _budget(ask: Ask, sizes: Sequence[int]) -> str:
     """Pictures seen by every run: twenty times the largest size, at most half a million."""
     return f"{min(500_000, 20 * sizes[-1])} examples"
-
-
-def side_for(one: Candidate, side: int | None) -> int | None:
-    """The pictures' own side where they are small, as far as the model can take it."""
-    named = "image_size" in one.config or side is None or side >= 160
-    if named or side is None:
-        return None
-    return fitting(one, side)
-
-
-def fitting(one: Candidate, side: float) -> int:
-    """The nearest size that the model's patches divide."""
-    stride = stride_of(one)
-    return max(stride, round(side / stride) * stride)
-
-
-def stride_of(one: Candidate) -> int:
-    """What the sides of a model's pictures should be a multiple of."""
-    patch = one.config.get("patch_size", getattr(config_of(one.model), "patch_size", 1))
-    return patch if one.family == "vit" else 4 * (patch if one.family == "hybrid" else 1)
 
 
 def _fixed(

@@ -19,12 +19,12 @@ from vitrail.kit.errors import Error
 from vitrail.models.base import checked_config
 from vitrail.models.cost import cost
 from vitrail.models.zoo import FAMILIES, resolve
-from vitrail.studies.data_size import side_for
 from vitrail.studies.definition import Ask, Candidate, Definition, Kind, Point
 from vitrail.studies.folder import safe_id
 from vitrail.studies.grid import candidates, check_test, check_words, fixed_settings
 from vitrail.studies.presets import SCALING
 from vitrail.studies.scaling_page import show
+from vitrail.studies.sides import side_for
 
 FAMILY_NAMES = {
     "vit": "ViT",
@@ -62,7 +62,7 @@ def define(ask: Ask) -> Definition:
             "model": one.model,
             "config": one.config,
             "recipe": ask.recipe or "scratch",
-            "image_size": ask.image_size or side_for(one, ask.side),
+            "image_size": side_for(one, ask),
             "duration": duration,
             "seed": seed,
             "settings": {**fixed_settings(ask), **one.settings},
@@ -111,7 +111,7 @@ def _largest(models: Sequence[Candidate], ask: Ask) -> set[str]:
     """The label of each family's costliest model."""
     found: dict[str, tuple[int, str]] = {}
     for one in models:
-        macs = macs_of(one, ask.image_size or side_for(one, ask.side))
+        macs = macs_of(one, side_for(one, ask))
         found[one.family] = max(found.get(one.family, (0, "")), (macs, one.label))
     return {label for _, label in found.values()}
 

@@ -38,6 +38,7 @@ from vitrail.studies.grid import (
     fixed_settings,
 )
 from vitrail.studies.search_page import show
+from vitrail.studies.sides import side_for
 
 STRIDES, RATIOS = (1, 2), (2.0, 4.0)
 SAMPLES = 16
@@ -71,7 +72,7 @@ def define(ask: Ask) -> Definition:
             recipe=ask.recipe or "scratch",
             settings={**fixed_settings(ask), **base.settings},
             images=images,
-            image_size=ask.image_size,
+            image_size=side_for(base, ask),
             duration=(ask.durations or (f"{seen} examples",))[0],
             seed=seed,
             axes={"macs": macs(choice)},
@@ -101,8 +102,9 @@ def _base(ask: Ask) -> Candidate:
 
 def _config(base: Candidate, ask: Ask) -> CvTConfig:
     fields = {**resolve(base.model)[1].config, **base.config, "num_classes": ask.classes or 1000}
-    if ask.image_size is not None:
-        fields["image_size"] = ask.image_size
+    size = side_for(base, ask)
+    if size is not None:
+        fields["image_size"] = size
     return checked_config(CvTConfig, fields)
 
 

@@ -9,8 +9,9 @@ import pytest
 
 from tests.commands import call
 from vitrail.cli import VERBS
-from vitrail.cli.parse import parsed
-from vitrail.cli.study import study
+from vitrail.cli.arguments import gathered
+from vitrail.cli.parse import asks_for_help, parsed
+from vitrail.cli.study import kind_of, study
 from vitrail.studies.flags import KINDS, KINDS_OF
 
 HELPS = [*((verb,) for verb in VERBS), *(("study", kind) for kind in KINDS)]
@@ -56,6 +57,29 @@ def test_the_help_of_study_names_its_kinds():
 def test_a_mistake_leads_to_the_help_of_its_kind():
     _, err = call("study", "ablation", status=2)
     assert err == "error: missing: DATA, --out (vitrail study ablation --help says more)\n"
+
+
+@pytest.mark.parametrize(
+    ("words", "kind"),
+    [
+        (("search", "photos", "--models", "scaling"), "search"),
+        (("--help", "ablation"), "ablation"),
+        (("datasize", "photos", "--out", "ablation"), None),
+        (("--out", "search", "ablation", "photos"), None),
+        ((), None),
+    ],
+)
+def test_a_kind_is_the_first_word_and_no_other_that_is_called_so(words, kind):
+    assert kind_of(words) == kind
+
+
+def test_a_file_may_be_called_like_a_flag():
+    _, err = call("predict", "nowhere", "--", "--help", "-h", status=2)
+    assert "nowhere" in err
+    assert asks_for_help(["photos", "-h"])
+    assert not asks_for_help(["photos", "--", "-h", "--help"])
+    words = ["--set", "a=1", "X", "--", "--set", "b=2"]
+    assert gathered(words) == ["X", "--set", "a=1", "--", "--set", "b=2"]
 
 
 def test_help_shows_every_place_though_some_are_taken():

@@ -28,7 +28,7 @@ from vitrail.cli.evaluate import evaluate
 from vitrail.cli.export import export
 from vitrail.cli.inspect import inspect as inspect_model
 from vitrail.cli.models import models
-from vitrail.cli.parse import parsed
+from vitrail.cli.parse import asks_for_help, parsed
 from vitrail.cli.plan import plan
 from vitrail.cli.predict import predict
 from vitrail.cli.probe import probe
@@ -87,10 +87,10 @@ def main(words: Sequence[str] | None = None) -> int:
             near = did_you_mean(argv[0], VERBS) or f"; the verbs are {', '.join(VERBS)}"
             raise Error(f"there is no verb {argv[0]!r}{near}")
         name, rest = argv[0], arguments.gathered(argv[1:])
-        verb, kind = VERBS[name], kind_of(rest) if name == "study" else None
-        if kind is not None:
-            name = f"{name} {kind}"
-            verb = of_kind(kind) if {"-h", "--help"} & set(rest) else verb
+        verb = VERBS[name]
+        if name == "study" and (kind := kind_of(rest)):
+            name = f"study {kind}"
+            verb = of_kind(kind) if asks_for_help(rest) else verb
         call = parsed(verb, name, rest)
         return call()
     except Error as error:

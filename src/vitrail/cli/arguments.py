@@ -31,7 +31,12 @@ def settings(pairs: Sequence[str]) -> dict[str, str]:
 
 
 def gathered(argv: list[str]) -> list[str]:
-    """All of ``--set a=1 b=2 ... --set c=3`` behind one ``--set``, so that it may be repeated."""
+    """All of ``--set a=1 b=2 ... --set c=3`` behind one ``--set``, so that it may be repeated.
+
+    What stands behind ``--`` are names of files, and stays there.
+    """
+    end = argv.index("--") if "--" in argv else len(argv)
+    argv, names = argv[:end], argv[end:]
     rest: list[str] = []
     settings: list[str] = []
     inside = first = False
@@ -50,7 +55,7 @@ def gathered(argv: list[str]) -> list[str]:
     rest = [*rest, "--set", *settings] if settings else rest
     for flag in REPEATED:
         rest = _joined(rest, flag)
-    return rest
+    return [*rest, *names]
 
 
 # Flags of several words, which may come again.

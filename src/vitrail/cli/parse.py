@@ -7,11 +7,17 @@ other is, so what tyro prints is caught and put into a sentence. `--help` passes
 import contextlib
 import functools
 import io
+import itertools
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from vitrail.kit.errors import Error
+
+
+def asks_for_help(words: Sequence[str]) -> bool:
+    """Whether a help is asked for; behind ``--`` all words are names of files."""
+    return any(word in ("-h", "--help") for word in itertools.takewhile("--".__ne__, words))
 
 
 def parsed(verb: Callable[..., int], name: str, words: list[str]) -> Callable[[], int]:
@@ -26,7 +32,7 @@ def parsed(verb: Callable[..., int], name: str, words: list[str]) -> Callable[[]
     def later(*values: object, **named: object) -> Callable[[], int]:
         return functools.partial(verb, *values, **named)
 
-    if {"-h", "--help"} & set(words):
+    if asks_for_help(words):
         words = ["--help"]  # else tyro leaves out the places that are taken
     said = io.StringIO()
     try:

@@ -189,12 +189,13 @@ OWN = {  # what a flag is to one kind, where it is not the same to all that take
 
 
 def kind_of(words: Sequence[str]) -> str | None:
-    """The kind of study that a command names."""
-    return next((word for word in words if word in KINDS), None)
+    """The kind of study that a command names: its first word, but for ``--help``."""
+    first = next((word for word in words if word not in ("-h", "--help")), "")
+    return first if first in KINDS else None
 
 
 def of_kind(kind: str) -> Callable[..., int]:
-    """The verb for one kind, which is no word of it any more, with the flags that it takes."""
+    """The verb as the help of one kind shows it: without that word, with the flags it takes."""
 
     def narrowed(data, /, **named):
         return study(kind, data, **named)
@@ -204,12 +205,9 @@ def of_kind(kind: str) -> Callable[..., int]:
     taken = [p for p in whole.parameters.values() if p.name not in {"kind", *others}]
     narrowed.__signature__ = whole.replace(parameters=taken)  # pyrefly: ignore
     narrowed.__annotations__ = get_type_hints(study, include_extras=True)
-    opening, _, arguments = (inspect.getdoc(study) or "").partition("\nArgs:\n")
-    also = opening[opening.index("The same command again") :]
-    told = dict(re.findall(r"^    (\w+): (.*(?:\n {8}.*)*)", arguments, re.M))
-    lines = [ABOUT[kind].replace("\n    ", "\n"), "", also, "Args:"]
-    for name in (p.name for p in taken):
-        text = OWN.get((kind, name)) or re.sub(rf"^Of [^:]*{kind}[^:]*: ", "", told[name])
-        lines.append(f"    {name}: {text[0].upper()}{text[1:]}")
-    narrowed.__doc__ = "\n".join(lines)
+    _, start, rest = (inspect.getdoc(study) or "").partition("The same command again")
+    flags = re.sub(f"Of {kind}: (.)", lambda found: found[1].upper(), start + rest)
+    own = [f"    {flag}: {text}" for (of, flag), text in OWN.items() if of == kind]
+    # Of two lines of a flag, the last counts.
+    narrowed.__doc__ = "\n".join([inspect.cleandoc(ABOUT[kind]), "", flags, *own])
     return narrowed

@@ -10,6 +10,7 @@ from vitrail.studies.presets import DATA_SIZE, SCALING
 from vitrail.studies.scaling import define as scaling
 from vitrail.studies.scaling import macs_of
 from vitrail.studies.search import define as search
+from vitrail.studies.study import length_of
 
 ASK = Ask(train_images=1000, classes=10, side=28, seeds=2)
 
@@ -88,9 +89,25 @@ def test_scaling_leaves_half_of_the_pictures_out_where_they_are_too_few():
     assert halves == [[10], []]
 
 
+@pytest.mark.parametrize(
+    ("durations", "longest"),
+    [
+        (("9 epochs", "10 epochs"), "20 epochs"),  # from half of the pictures
+        (("10 epochs", "9 epochs"), "20 epochs"),
+        (("9 steps", "2 epochs"), "4 epochs"),
+    ],
+)
+def test_half_of_the_pictures_are_left_out_for_the_longest_duration(durations, longest):
+    ask = ASK.replace(models=("vit_mu_patch7_28",), seeds=1, durations=durations)
+    (half,) = (point for point in scaling(ask).points if point.axes["data"] == "half")
+    assert half.duration == longest
+
+
 def test_a_duration_keeps_all_its_digits():
+    length = length_of("1234567examples")
+    assert length == "1234567 examples"
     ask = Ask(models=("vit_mu_patch7_28",), seeds=1, train_images=100, classes=10, side=28)
-    (point, _) = scaling(ask.replace(durations=("1234567 examples",))).points
+    (point, _) = scaling(ask.replace(durations=(length,))).points
     assert point.duration == "1234567 examples"
 
 

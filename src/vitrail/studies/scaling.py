@@ -54,7 +54,7 @@ def define(ask: Ask) -> Definition:
     models = candidates(ask, SCALING.models)
     durations = ask.durations or _doublings(ask)
     points = []
-    largest = _largest(models, ask)
+    largest, longest = _largest(models, ask), _longest(durations)
     for one, duration, seed in itertools.product(models, durations, ask.all_seeds):
         duration = times(duration, factors.get(one.label, 1))
         common = {
@@ -70,8 +70,8 @@ def define(ask: Ask) -> Definition:
         axes = {"family": FAMILY_NAMES[one.family], "duration": duration, "data": "all"}
         id = safe_id(one.label, duration, f"seed{seed}")
         points.append(Point(id=id, axes=axes, **common))
-        longest = duration == times(durations[-1], factors.get(one.label, 1))
-        if one.label in largest and longest and ask.train_images // 2 >= ask.classes:
+        at_length = duration == times(longest, factors.get(one.label, 1))
+        if one.label in largest and at_length and ask.train_images // 2 >= ask.classes:
             # The same pictures seen in all, from half as many.
             halved = {**common, "images": ask.train_images // 2}
             if duration.endswith("epochs"):
@@ -114,6 +114,12 @@ def _largest(models: Sequence[Candidate], ask: Ask) -> set[str]:
         macs = macs_of(one, side_for(one, ask))
         found[one.family] = max(found.get(one.family, (0, "")), (macs, one.label))
     return {label for _, label in found.values()}
+
+
+def _longest(durations: Sequence[str]) -> str:
+    """The longest of durations; the last, where their units differ."""
+    values, units = zip(*(duration.split() for duration in durations), strict=True)
+    return durations[-1 if len({*units}) > 1 else values.index(max(values, key=float))]
 
 
 KIND = Kind("scaling", "Accuracy and compute", define, show)

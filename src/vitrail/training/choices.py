@@ -70,7 +70,7 @@ class Duration:
         return round(self.value * factor / batch_size)
 
     def __str__(self) -> str:
-        return f"{self.value:g} {self.unit}"
+        return f"{self.value:.12g} {self.unit}"
 
 
 @dataclass(frozen=True, kw_only=True)

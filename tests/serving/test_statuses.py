@@ -140,6 +140,8 @@ def test_422_parameters_that_there_are_not(real):
     assert "did you mean 'attention'" in problem(real.form(PICTURE, top_k=1, atention="true"), 422)
     assert "there are top_k and attention" in problem(real.classify(PICTURE, url="http://x"), 422)
     assert len(problem(real.classify(PICTURE, **{"x" * 5000: 1}), 422)) < 200
+    said = problem(real.classify(PICTURE, top_k=[1, 3]), 422)
+    assert said == "top_k is given more than once"
     (operation,) = real.client.get("/openapi.json").json()["paths"]["/v1/classify"].values()
     assert {one["name"] for one in operation["parameters"]} == set(PARAMETERS)
 

@@ -1,7 +1,9 @@
 """While a study is at work: in a terminal a live line, elsewhere nothing but finished runs."""
 
+import contextlib
 import os
 import re
+import signal
 import sys
 from types import SimpleNamespace
 
@@ -13,6 +15,8 @@ from vitrail.cli import main
 from vitrail.studies import progress
 from vitrail.studies.definition import Definition, Point
 from vitrail.studies.progress import LEAST_NAME, Outlook, RunLine, StudyWatcher, shortened
+from vitrail.training.display import Display
+from vitrail.training.loop import stop_signals
 
 MODEL = "ViT=vit_nano_patch7_28:width=24:depth=1:heads=2:mlp_width=48"
 WORDS = (
@@ -20,7 +24,8 @@ WORDS = (
     *("--durations", "12steps", "--batch-size", "20", "--held-out", "0.02", "--most-test", "50"),
     *("--device", "cpu", "--out"),
 )
-FINISHED = r"{} of 2 runs: ViT-40-seed{} in \d+ s, \d+\.\d\d % on test; \d+ s to go"
+TIME = r"(?:\d+ min )?\d+ s"
+FINISHED = rf"{{}} of 2 runs: ViT-40-seed{{}} in {TIME}, \d+\.\d\d % on test; {TIME} to go"
 
 
 def test_a_terminal_shows_the_run_under_way_and_what_is_left(tmp_path, monkeypatch):
@@ -33,8 +38,8 @@ def test_a_terminal_shows_the_run_under_way_and_what_is_left(tmp_path, monkeypat
         monkeypatch.undo()
     lines = [line.rstrip() for line in screen.text.split("\n")]
     for seed in (0, 1):
-        left = rf"  study: {seed} of 2 runs, \d+ s to go"
-        step = rf"ViT-40-seed{seed}  \d+/12(  \d+ s to go)?{left}"
+        left = rf"  study: {seed} of 2 runs, {TIME} to go"
+        step = rf"ViT-40-seed{seed}  \d+/12(  {TIME} to go)?{left}"
         assert any(re.match(step, line) for line in lines), lines
         assert any(re.fullmatch(rf". ViT-40-seed{seed}  measuring{left}", line) for line in lines)
         assert any(re.fullmatch(FINISHED.format(seed + 1, seed), line) for line in lines), lines
@@ -134,6 +139,32 @@ def test_waiting_for_others_is_said(monkeypatch):
         monkeypatch.undo()
     said = "waiting for runs at work elsewhere  study: 1 of 4 runs, 30 s to go"
     assert 1 <= screen.text.count(said) <= 2, "at its begin and its end"
+
+
+def test_a_stop_is_answered_above_the_live_line(monkeypatch):
+    monkeypatch.setenv("TERM", "xterm")
+    with terminal() as screen, os.fdopen(os.dup(screen.end), "w") as stderr:
+        monkeypatch.setattr(sys, "stderr", stderr)
+        line = RunLine("a", outlook(set()))
+        line.start(0, 12)
+        with contextlib.closing(line), stop_signals(line) as stop:
+            line.say("recipe: scratch")
+            signal.raise_signal(signal.SIGINT)
+            assert stop.is_set()
+        monkeypatch.undo()
+    assert "stopping after this step, to save; once more to stop at once" in screen.text
+    assert "recipe" not in screen.text, "that would drown what the study says"
+
+
+def test_a_dumb_terminal_is_told_in_lines(monkeypatch):
+    with terminal() as screen, os.fdopen(os.dup(screen.end), "w") as stderr:
+        monkeypatch.setattr(sys, "stderr", stderr)
+        able = {}
+        for term in ("dumb", "xterm"):
+            monkeypatch.setenv("TERM", term)
+            able[term] = Display().live
+        monkeypatch.undo()
+    assert able == {"dumb": False, "xterm": True}
 
 
 def test_names_are_shortened_in_the_middle():

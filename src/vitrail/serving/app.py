@@ -212,12 +212,14 @@ def _routes(service: Service) -> APIRouter:
 
 
 async def _known(request: Request) -> None:
-    """Refuse a parameter that would be passed over in silence."""
+    """Refuse a parameter that would be passed over in silence: unknown, or one of two values."""
     for name in request.query_params:
         if name not in PARAMETERS:
             name = name[:60]
             near = did_you_mean(name, PARAMETERS) or f"; there are {' and '.join(PARAMETERS)}"
             raise Refused(422, f"there is no parameter {name!r}{near}")
+        if len(request.query_params.getlist(name)) > 1:
+            raise Refused(422, f"{name} is given more than once")
 
 
 def result(found: Answer, labels: Sequence[str]) -> dict[str, Any]:

@@ -22,7 +22,7 @@ from vitrail.studies.folder import StudyFolder
 from vitrail.studies.kinds import find_kind
 from vitrail.studies.page import write_report
 from vitrail.studies.progress import Outlook, StudyWatcher
-from vitrail.studies.runner import device_for, one_of_several, take_runs
+from vitrail.studies.runner import Watcher, device_for, one_of_several, take_runs
 from vitrail.studies.statistics import check_intervals
 from vitrail.training.display import Display
 from vitrail.training.display import duration as in_words
@@ -119,7 +119,9 @@ def study(
         if how.dry_run:
             return _costs(definition, costs, jobs)
         folder.open(definition, opened.identity)
-        _do(definition, opened, folder, how, data, columns or {}, device, rank, costs, say)
+        outlook = Outlook(definition, folder, costs, jobs)
+        watcher = None if rank else StudyWatcher(outlook, folder, say, how.live)
+        _do(definition, opened, folder, how, data, columns or {}, device, watcher)
         if rank:
             return {}
         folder.compose()
@@ -183,13 +185,11 @@ def _do(
     data: Spec,
     columns: Mapping[str, Any],
     device: str | None,
-    rank: int,
-    costs: Estimate,
-    say: Say,
+    watcher: Watcher | None,
 ) -> None:
-    if not set(costs.runs) - folder.recorded():
+    ids = {point.id for point in definition.points}
+    if ids <= folder.recorded():
         return
-    outlook = Outlook(definition, folder, costs, how.jobs)
     others = []
     own = device
     if how.jobs > 1:
@@ -210,7 +210,7 @@ def _do(
                 folder,
                 device=own,
                 keep=how.keep,
-                watcher=None if rank else StudyWatcher(outlook, folder, say, how.live),
+                watcher=watcher,
             )
     except BaseException:
         for other in others:
@@ -220,7 +220,7 @@ def _do(
         for other in others:
             _end(other)
     failed = [other.returncode for other in others if other.returncode not in (0, 130, -15)]
-    if failed and set(costs.runs) - folder.recorded():
+    if failed and not ids <= folder.recorded():
         raise Error(f"a process of the study failed with status {failed[0]}; see its lines above")
 
 

@@ -26,8 +26,9 @@ class Display:
     def __init__(self, quiet: bool = False):
         self.quiet = quiet
         self.console = Console(stderr=True, highlight=False)
-        # FORCE_COLOR makes rich take a log for a terminal.
-        self.live = not quiet and self.console.is_terminal and sys.stderr.isatty()
+        # FORCE_COLOR makes rich take a log for a terminal, and a dumb one cannot redraw a line.
+        able = self.console.is_terminal and not self.console.is_dumb_terminal
+        self.live = not quiet and able and sys.stderr.isatty()
         self._bar: Progress | None = None
         self._task: TaskID | None = None
 
@@ -39,6 +40,10 @@ class Display:
             self._bar.console.print(*lines, sep="\n", markup=False, soft_wrap=True)
         else:
             print(*lines, sep="\n", file=sys.stderr, flush=True)
+
+    def reply(self, line: str) -> None:
+        """A line that answers what the user did just now; whatever `say` leaves out, it comes."""
+        Display.say(self, line)
 
     @contextlib.contextmanager
     def busy(self, what: str) -> Iterator[None]:

@@ -259,9 +259,9 @@ def stop_signals(display: Display, others: bool = False) -> Iterator[threading.E
         told = stop.is_set()
         stop.set()
         if others and not told:
-            display.say("stopping after this step, to save")
+            display.reply("stopping after this step, to save")
         elif not others:
-            display.say("stopping after this step, to save; once more to stop at once")
+            display.reply("stopping after this step, to save; once more to stop at once")
             signal.signal(number, before[signal.Signals(number)])
 
     for number in caught:

@@ -197,6 +197,13 @@ def test_what_the_user_gives_wins_over_the_preset():
     assert {point.settings["optim.lr"] for point in ours.points} == {0.01}
 
 
+@pytest.mark.parametrize("name", ["pvt_tiny", "pvt_v2_b0", "t2t_vit_7", "botnet50_224", "cvt_13"])
+@pytest.mark.parametrize("side", [28, 50])
+def test_every_family_takes_the_size_that_small_pictures_get(name, side):
+    (point, *_) = scaling(ASK.replace(models=(name,), side=side, durations=("9 steps",))).points
+    assert abs(point.image_size - side) <= 4
+
+
 @pytest.mark.parametrize(
     ("kind", "words"),
     [

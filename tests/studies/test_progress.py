@@ -12,8 +12,9 @@ import pytest
 from tests.commands import call
 from tests.terminal import terminal
 from vitrail.cli import main
-from vitrail.studies import progress
-from vitrail.studies.definition import Definition, Point
+from vitrail.kit.errors import Error
+from vitrail.studies import progress, study
+from vitrail.studies.definition import Ask, Definition, Point
 from vitrail.studies.progress import LEAST_NAME, Outlook, RunLine, StudyWatcher, shortened
 from vitrail.training.display import Display
 from vitrail.training.loop import stop_signals
@@ -105,6 +106,18 @@ def test_what_is_left_follows_the_run_under_way(clock):
 def test_what_is_left_is_shared_by_processes_but_no_less_than_a_run_s_own(clock):
     assert outlook(set(), jobs=2).left() == 20
     assert outlook({"a", "b", "c"}, jobs=4).left("d", 0.5, 60.0) == 60
+
+
+def test_the_processes_of_torchrun_share_what_is_left(tmp_path, monkeypatch):
+    def stop(*how, watcher, **more):
+        raise Error(f"{watcher._outlook._jobs} at work")
+
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "3")
+    monkeypatch.setattr(study, "take_runs", stop)
+    ask = Ask(models=(MODEL,), sizes=(40,), seeds=1, durations=("12 steps",), batch_size=20)
+    with pytest.raises(Error, match="3 at work"):
+        study.study("data-size", "demo:fashion", tmp_path / "study", ask, most_test=50)
 
 
 def test_runs_of_before_tell_nothing_of_the_pace(clock):

@@ -110,7 +110,8 @@ def _answer(
         if gap is None:
             gap, where = paired(one, other, validated([*one, *other])), "on validation pictures"
         if gap is not None:
-            sure = {"better": "", "worse": ""}.get(verdict(gap), " (not told apart)")
+            told = verdict(gap)
+            sure = f" ({told})" if told == "not told apart" else ""
             said.append(
                 f"Against CvT-13's own choice that is {signed(gap)} points{sure} {where}, at "
                 f"{macs[best] / macs[whole]:.2f} times the multiply-adds."

@@ -1,13 +1,18 @@
 """Subsets: nested, with as many of every class, a function of the seed."""
 
+import itertools
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
 from vitrail.data.sources import ArraySource
 from vitrail.kit.errors import Error
-from vitrail.studies.data import StudyData
+from vitrail.studies.data import StudyData, open_data
+from vitrail.studies.definition import Definition, Point
+from vitrail.studies.study import decoded
 from vitrail.studies.subsets import subset_rows
 from vitrail.studies.work import shot_pool
 
@@ -72,6 +77,18 @@ def test_few_shots_are_of_pictures_that_no_run_learns_from():
     assert where == "val"
     assert set(pool.keys) <= set(val.keys)
     assert np.bincount(pool.labels).tolist() == [15, 15], "three draws of five need not overlap"
+
+
+@pytest.mark.parametrize(("held_out", "decoded_ones"), [(0.5, 16), (0.1, 72)])
+def test_only_what_runs_and_shots_use_is_decoded(held_out, decoded_ones, tmp_path):
+    for split, label, i in itertools.product(("train", "test"), "ab", range(40)):
+        folder = tmp_path / split / label
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (4, 4), (i, 0, 0)).save(folder / f"{i}.png")
+    point = Point(id="a", line="a", model="vit_mu_patch7_28", images=16)
+    study = Definition(kind="data-size", points=(point,), shots=(5,))
+    train = decoded(open_data(tmp_path, held_out, 4), study).train
+    assert len(train.pictures) == decoded_ones
 
 
 @pytest.mark.parametrize("few", [None, [4, 20]])

@@ -24,6 +24,7 @@ from vitrail.studies.page import write_report
 from vitrail.studies.progress import Outlook, StudyWatcher
 from vitrail.studies.runner import Watcher, device_for, one_of_several, take_runs
 from vitrail.studies.statistics import check_intervals
+from vitrail.studies.work import shot_pool
 from vitrail.training.display import Display
 from vitrail.training.display import duration as in_words
 from vitrail.training.recipe import Recipe, with_settings
@@ -227,7 +228,9 @@ def _do(
 def decoded(opened: StudyData, definition: Definition) -> StudyData:
     """The data with the pictures that a study's runs use in memory, if they are small."""
     sizes = [None if point.rest else point.images for point in definition.points]
-    largest = None if None in sizes or definition.shots else max(size or 0 for size in sizes)
+    shots = definition.shots
+    whole = None in sizes or (shots and shot_pool(opened, shots)[1] == "train")
+    largest = None if whole else max(size or 0 for size in sizes)
     return opened.decoded(largest, sorted({point.seed for point in definition.points}))
 
 

@@ -169,6 +169,18 @@ def test_a_stop_is_answered_above_the_live_line(monkeypatch):
     assert "recipe" not in screen.text, "that would drown what the study says"
 
 
+def test_what_is_said_while_a_terminal_shows_a_line_is_whole(monkeypatch):
+    monkeypatch.setenv("TERM", "xterm")
+    said = "left out: /photos/" + " and /photos/".join(":ok: [1]" for _ in range(9))
+    with terminal(40) as screen, os.fdopen(os.dup(screen.end), "w") as stderr:
+        monkeypatch.setattr(sys, "stderr", stderr)
+        display = Display()
+        with display.busy("measuring"):
+            display.say(said)
+        monkeypatch.undo()
+    assert said in screen.text
+
+
 def test_a_dumb_terminal_is_told_in_lines(monkeypatch):
     with terminal() as screen, os.fdopen(os.dup(screen.end), "w") as stderr:
         monkeypatch.setattr(sys, "stderr", stderr)

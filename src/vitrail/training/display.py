@@ -36,8 +36,8 @@ class Display:
         """Lines of text, above the live line where there is one."""
         if self.quiet:
             return
-        if self._bar is not None:
-            self._bar.console.print(*lines, sep="\n", markup=False, soft_wrap=True)
+        if self.live:
+            self.console.print(*lines, sep="\n", markup=False, emoji=False, soft_wrap=True)
         else:
             print(*lines, sep="\n", file=sys.stderr, flush=True)
 

@@ -172,6 +172,7 @@ def test_own_changes_from_words_and_from_a_file(tmp_path):
             {"axes": ("self_supervised",), "sizes": (54_000,)},
             "54,000 are all: give fewer",
         ),
+        ({"axes": ("self_supervised",), "train_images": 10}, "and 10 are all: give fewer"),
         (
             {"axes": ("width",), "models": ("vit_nano_patch4_28:heads=32",)},
             "32 heads do not divide a width of 48",

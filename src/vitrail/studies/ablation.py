@@ -28,6 +28,7 @@ from vitrail.studies.definition import (
     Kind,
     Point,
     candidate,
+    tupled,
 )
 from vitrail.studies.effects import show
 from vitrail.studies.folder import safe_id
@@ -214,10 +215,11 @@ class _Plan:
             raise Error(f"comparison {comparison.name} has no variant for {base.model}")
         if any(len(variant.rates) > 1 for variant in variants):
             check_validation(self.ask, f"comparison {comparison.name}")
-        if comparison.few_labels and self.images == self.ask.train_images:
+        labelled = self._images(put)
+        if comparison.few_labels and labelled == self.ask.train_images:
             raise Error(
                 f"comparison {comparison.name} learns first from the pictures that --sizes leaves "
-                f"without labels, and {self.images:,} are all: give fewer"
+                f"without labels, and {labelled:,} are all: give fewer"
             )
         self.rows.append(
             {
@@ -287,7 +289,7 @@ class _Plan:
         size = side_for(put.base, self.ask)
         whole = {**resolve(put.base.model)[1].config, **config}
         whole |= {} if size is None else {"image_size": size}
-        checked_config(FAMILIES[put.base.family][0], {k: _tuples(v) for k, v in whole.items()})
+        checked_config(FAMILIES[put.base.family][0], {k: tupled(v) for k, v in whole.items()})
 
     def _images(self, put: _Put) -> int | None:
         """How many pictures have labels; None for all."""
@@ -350,10 +352,6 @@ def _before(recipe: str, run: Point, put: _Put) -> dict[str, Any]:
 
 def _duration(text: str) -> Duration:
     return with_settings(Recipe(), {"duration": text}).duration
-
-
-def _tuples(value: Any) -> Any:
-    return tuple(map(_tuples, value)) if isinstance(value, list | tuple) else value
 
 
 KIND = Kind("ablation", "What each choice is worth", define, show)

@@ -200,6 +200,11 @@ def plain(text: str) -> Any:
         return text
 
 
+def tupled(value: Any) -> Any:
+    """Lists as the tuples that configurations hold, however deep."""
+    return tuple(map(tupled, value)) if isinstance(value, list | tuple) else value
+
+
 @dataclass(frozen=True, kw_only=True)
 class Ask:
     """What a study is asked to be: the command line's words, for every kind.

@@ -18,8 +18,7 @@ from vitrail.models.zoo import FAMILIES, resolve
 from vitrail.recipes.run import choose_recipe
 from vitrail.recipes.situation import Situation
 from vitrail.studies.data import StudyData
-from vitrail.studies.definition import Definition, Point, Record
-from vitrail.studies.work import listed
+from vitrail.studies.definition import Definition, Point, Record, tupled
 from vitrail.training.choices import Model
 from vitrail.training.recipe import Recipe, with_settings
 from vitrail.training.session import Options, lengths
@@ -103,7 +102,7 @@ def recipe_of(point: Point, data: StudyData) -> Recipe:
     """
     size = point.image_size
     full, _ = resolve(point.model)
-    settings: dict[str, Any] = {key: listed(value) for key, value in point.settings.items()}
+    settings: dict[str, Any] = {key: tupled(value) for key, value in point.settings.items()}
     if point.duration:
         settings["duration"] = point.duration
     early = with_settings(
@@ -119,7 +118,7 @@ def recipe_of(point: Point, data: StudyData) -> Recipe:
         variant=variant,
         image_size=size,
     )
-    config = {f"model.{key}": listed(value) for key, value in point.config.items()}
+    config = {f"model.{key}": tupled(value) for key, value in point.config.items()}
     return choose_recipe(name, situation, {**settings, **config, "seed": point.seed})
 
 

@@ -12,14 +12,13 @@ else equal, and the answer in words is the one that brings most: ``more data``, 
 """
 
 import itertools
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 from vitrail.kit.errors import Error
 from vitrail.models.base import checked_config
 from vitrail.models.cost import cost
 from vitrail.models.zoo import FAMILIES, resolve
-from vitrail.studies.definition import Ask, Candidate, Definition, Kind, Point
+from vitrail.studies.definition import Ask, Candidate, Definition, Kind, Point, tupled
 from vitrail.studies.folder import safe_id
 from vitrail.studies.grid import candidates, check_test, check_words, fixed_settings
 from vitrail.studies.presets import SCALING
@@ -97,14 +96,10 @@ def _doublings(ask: Ask) -> tuple[str, ...]:
 def macs_of(one: Candidate, image_size: int | None) -> int:
     """Multiply-adds of a model's forward pass."""
     entry = resolve(one.model)[1]
-    fields = {**entry.config, **_tupled(one.config)}
+    fields = {**entry.config, **{k: tupled(v) for k, v in one.config.items()}}
     if image_size is not None:
         fields["image_size"] = image_size
     return cost(checked_config(FAMILIES[entry.family][0], fields)).macs
-
-
-def _tupled(config: Mapping[str, Any]) -> dict[str, Any]:
-    return {k: tuple(v) if isinstance(v, list) else v for k, v in config.items()}
 
 
 def _largest(models: Sequence[Candidate], ask: Ask) -> set[str]:

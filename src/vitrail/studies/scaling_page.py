@@ -261,7 +261,7 @@ def _figure(
             Line(family, [x for x, _ in points], [y for _, y in points], dots=True, joined=False)
         )
     best = sorted((cells[key][0], cells[key][1].mean) for key in front)
-    lines = lines[:7]
+    lines = lines[: MOST - 1]
     lines.append(Line("Pareto front", [x for x, _ in best], [y for _, y in best]))
     every = sorted(compute for compute, _ in cells.values())
     svg = line_chart(

@@ -24,7 +24,7 @@ from vitrail.models.base import ImageClassifier
 from vitrail.recipes.run import train
 from vitrail.recipes.several import diverged
 from vitrail.studies.data import StudyData
-from vitrail.studies.definition import Definition, Point, Record
+from vitrail.studies.definition import Definition, Point, Record, tupled
 from vitrail.studies.folder import StudyFolder
 from vitrail.studies.grid import FINAL, validated
 from vitrail.studies.subsets import subset_rows
@@ -61,13 +61,13 @@ def words_of(point: Point, trials: Sequence[Record] = ()) -> dict[str, Any]:
     settings = {**(chosen_settings(point, trials) if point.choose else {}), **point.settings}
     if point.duration:
         settings["duration"] = point.duration
-    settings |= {f"model.{key}": listed(value) for key, value in point.config.items()}
+    settings |= {f"model.{key}": tupled(value) for key, value in point.config.items()}
     return {
         "model": None if point.start else point.model,
         "recipe": point.recipe,
         "image_size": point.image_size,
         "seed": point.seed,
-        "set": {key: listed(value) for key, value in settings.items()},
+        "set": {key: tupled(value) for key, value in settings.items()},
     }
 
 
@@ -219,8 +219,3 @@ def _few_shots(
     x, tests = (extract(model, part, cache=False, batch_size=BATCH) for part in (pool, test))
     result = fewshot(x.values, x.labels, tests.values, tests.labels, shots=fitting, seeds=DRAWS)
     return {str(k): float(mean) for k, mean in zip(result.shots, result.mean, strict=True)}
-
-
-def listed(value: Any) -> Any:
-    """Lists as the tuples that configurations hold."""
-    return tuple(listed(item) for item in value) if isinstance(value, list | tuple) else value

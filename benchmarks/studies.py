@@ -14,7 +14,6 @@ The last line of stdout is one JSON object; its ratios are of accuracies.
 import argparse
 import itertools
 import json
-import math
 import os
 import shutil
 import sys
@@ -48,7 +47,7 @@ from vitrail.studies.study import How, study
 ROOT = Path(__file__).resolve().parents[1]
 PICTURES = ROOT / "docs" / "pictures" / "studies"
 HELD_OUT, TEST, QUICK_TEST = 0.1, 4000, 200
-RATES, RATES_SEEN = (0.0005, 0.001, 0.002, 0.004), 40_000
+RATES, RATES_SEEN = (0.0005, 0.001, 0.002, 0.004, 0.008), 40_000
 TUNING_RATES = (0.003, 0.01, 0.03)  # of the fine-tuning, by SGD
 COMMON: dict[str, Any] = {"image_size": 32, "batch_size": 32}
 BASE = vit("ViT 4/48/3", 4, 48, 3, 3)
@@ -67,14 +66,16 @@ MODELS = (  # of which a rate is looked for
     SMALL[3],
     BOTNET,
 )
-AXES = {  # comparison: the model, its rate, and how many pictures a run sees (and one before it)
-    "cvt_embedding": (SMALL[3], 0.002, (30_000,)),
-    "cvt_projection": (SMALL[3], 0.002, (30_000,)),
-    "botnet": (BOTNET, 0.002, (30_000,)),
-    "pooling": (LIGHT, 0.001, (30_000,)),
-    "averaging": (LIGHT, 0.001, (60_000,)),
-    "position": (BASE, 0.002, (40_000,)),
-    "self_supervised": (BASE, 0.002, (20_000, 60_000)),
+# Rates are what `rates` finds: these two's own, and those of the presets' models.
+BASE_RATED, BOTNET_RATED = f"{BASE}:optim.lr=0.002", f"{BOTNET}:optim.lr=0.002"
+AXES = {  # comparison: the model, and how many pictures a run sees (and one before it)
+    "cvt_embedding": (rated(SMALL[3]), (30_000,)),
+    "cvt_projection": (rated(SMALL[3]), (30_000,)),
+    "botnet": (BOTNET_RATED, (30_000,)),
+    "pooling": (rated(LIGHT), (30_000,)),
+    "averaging": (rated(LIGHT), (60_000,)),
+    "position": (BASE_RATED, (40_000,)),
+    "self_supervised": (BASE_RATED, (20_000, 60_000)),
 }
 
 
@@ -129,7 +130,7 @@ def data_size(page: Page) -> dict[str, Any]:
 def scaling(page: Page) -> dict[str, Any]:
     """Claims (b) and (r)."""
     found = page.study("scaling", "scaling", Ask(preset="quick" if page.quick else "page"))
-    page.copy(page.out / "scaling", scaling="scaling-compute")
+    page.copy(page.out / "scaling", scaling="scaling-compute", scaling_laws="scaling-laws")
     return found
 
 
@@ -137,16 +138,16 @@ def ablation(axis: str) -> Callable[["Page"], dict[str, Any]]:
     """Claims (c), (d), (g), (h), (i), (k), (p) and (q): each comparison a study of its own."""
 
     def run(page: Page) -> dict[str, Any]:
-        model, rate, lengths = AXES[axis]
+        model, lengths = AXES[axis]
         ask = Ask(
             axes=(axis,),
             models=(model,),
             durations=tuple(f"{256 if page.quick else length} examples" for length in lengths),
-            settings={"optim.lr": rate},
             **COMMON,
         )
         found = page.study("ablation", axis, ask)
-        for figure in (page.out / axis / "figures").glob("*.svg"):
+        figures = page.out / axis / "figures"
+        for figure in list(figures.glob("*-rates.svg")) or figures.glob("*.svg"):
             page.copy(page.out / axis, **{figure.stem: figure.stem})
         return found
 
@@ -188,10 +189,15 @@ def _define_rates(ask: Ask) -> Definition:
 def _show_rates(definition: Definition, records: Sequence[Record], intervals: bool) -> Shown:
     found: dict[str, dict[str, float]] = {}
     for record in records:
-        rate = str(record["config"]["axes"]["rate"])
-        found.setdefault(record["config"]["line"], {})[rate] = record["metrics"][FINAL]
+        reached = record["metrics"].get(FINAL)
+        if reached is not None:  # a rate at which the numbers are no longer finite has none
+            rate = str(record["config"]["axes"]["rate"])
+            found.setdefault(record["config"]["line"], {})[rate] = reached
     rows = [
-        [line, *(100 * one.get(str(rate), math.nan) for rate in RATES)]
+        [
+            line,
+            *(f"{100 * one[rate]:.2f}" if rate in one else "diverged" for rate in map(str, RATES)),
+        ]
         for line, one in found.items()
     ]
     answer = [f"{line}: {max(one, key=one.__getitem__)} is best" for line, one in found.items()]
@@ -203,9 +209,8 @@ def resolution(page: Page) -> dict[str, Any]:
     """Claim (j): a trained model, and its fine-tuning at the same and at a higher resolution."""
     seen = 256 if page.quick else 30_000
     ask = Ask(
-        models=(BASE,),
+        models=(BASE_RATED,),
         durations=(f"{seen} examples", f"{seen // 4} examples"),
-        settings={"optim.lr": AXES["position"][1]},
         **COMMON,
     )
     kind = Kind("resolution", "Resolution", _define_resolution, _show_resolution)
@@ -214,7 +219,7 @@ def resolution(page: Page) -> dict[str, Any]:
 
 def _define_resolution(ask: Ask) -> Definition:
     one = candidate(ask.models[0])
-    settings = fixed_settings(ask)
+    settings = {**fixed_settings(ask), **one.settings}
     without_rate = {key: value for key, value in settings.items() if key != "optim.lr"}
     points: list[Point] = []
     for seed in ask.all_seeds:

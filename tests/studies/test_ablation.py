@@ -289,14 +289,6 @@ def test_a_rate_at_the_end_of_the_sweep_is_said_to_be_there():
     assert not any("sweep" in sentence for sentence in shown.answer)
 
 
-def test_a_table_of_rates_that_nothing_chose_says_so():
-    definition = asked("pooling")
-    records = records_of(definition, lambda point: (None, 0.5))
-    caption = show(definition, records, True).tables[0].caption
-    assert "best ones on validation" not in caption
-    assert "No validation pictures chose a learning rate" in caption
-
-
 def test_a_rate_at_which_a_seed_diverged_is_not_chosen():
     definition = asked("pooling")
     records = records_of(definition, planted)

@@ -27,7 +27,7 @@ TILE = 112  # pixels of a map in the figure
 LONGEST = 22  # letters of a picture's name in the figure
 
 
-def is_one_grid(model: ImageClassifier) -> bool:
+def _is_one_grid(model: ImageClassifier) -> bool:
     """Whether a model has no map but its last tokens', which are normed: all places are alike.
 
     So a plain Transformer has, T2T-ViT, and a hybrid whose ResNet has one stage.
@@ -39,9 +39,9 @@ def is_one_grid(model: ImageClassifier) -> bool:
 def maps_part(model: ImageClassifier, pictures: Pictures, show_most: int) -> Part | None:
     """The length of the feature vector at each place of each map, relative to the map's largest.
 
-    None where there is no map to show, see `is_one_grid`, or no picture.
+    None where there is no map to show, see `_is_one_grid`, or no picture.
     """
-    if is_one_grid(model):
+    if _is_one_grid(model):
         return None
     found: list[list[np.ndarray]] = []
     layered: list[Layered] = []

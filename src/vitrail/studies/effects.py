@@ -16,7 +16,6 @@ from vitrail.studies.grid import (
     alike,
     bands,
     curve,
-    has_validation,
     mean_of,
     paired,
     signed,
@@ -145,14 +144,8 @@ def _table(
     )
     how = ", ± 95 % t intervals; differences are taken seed by seed" if intervals else ""
     chosen = " Learning rates are the best ones on validation pictures." if swept else ""
-    if swept and not any(map(has_validation, _every_run(rows))):
-        chosen = " No validation pictures chose a learning rate: each variant has its first."
     caption = f"{told['asks']} {told['model']}; means over seeds{how}.{chosen} ({told['source']}.)"
     return Table(columns, cells, caption)
-
-
-def _every_run(rows: Sequence[Row]) -> list[Record]:
-    return [record for row in rows for runs in row.by_rate.values() for record in runs]
 
 
 def _gap(row: Row, baseline: Row, name: str) -> Mean | None:

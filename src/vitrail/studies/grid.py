@@ -140,12 +140,12 @@ def validated(records: Iterable[Record]) -> str:
     Those are a run's final ones, whose accuracy has a name of its own. Where a record is without
     it, as ones of before it was kept, all are compared by the best of their looks, ``val_top1``.
     """
-    looked = [record["metrics"] for record in records if has_validation(record)]
+    looked = [record["metrics"] for record in records if _has_validation(record)]
     final = all(metrics.get(FINAL) is not None for metrics in looked)
     return FINAL if looked and final else "val_top1"
 
 
-def has_validation(record: Record) -> bool:
+def _has_validation(record: Record) -> bool:
     """Whether a run came to an accuracy on validation pictures."""
     return any(record["metrics"].get(name) is not None for name in (FINAL, "val_top1"))
 

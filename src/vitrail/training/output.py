@@ -9,7 +9,7 @@ import fcntl
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -84,7 +84,7 @@ class Output:
                     return False
                 raise
             return not overwrite or self.finished() is None
-        if overwrite:
+        if overwrite or self._barely_begun(held):
             return False
         if any(name in OURS for name in held):
             raise Error(
@@ -107,6 +107,12 @@ class Output:
         except OSError as error:
             raise Error(f"{self.path} cannot be used as --out: {error.strerror}") from None
         self._write_run(settings, data, [])
+
+    def _barely_begun(self, held: Iterable[str]) -> bool:
+        """Whether a process was killed in `claim`, so that nothing of a run is there yet."""
+        checkpoints = self.path / FOLDER
+        alone = {name for name in held if name in OURS} == {FOLDER} and checkpoints.is_dir()
+        return alone and not any(checkpoints.glob("step-*"))
 
     @contextmanager
     def locked(self) -> Iterator[None]:

@@ -55,13 +55,13 @@ def test_a_real_worker_is_started_again_five_times(model_folder, tmp_path, capsy
 def test_a_picture_that_kills_its_worker_kills_nobody_elses_request(serving):
     """What waits in the line is answered by the next worker; only what was in hand is lost."""
     server = serving(seconds=0.2, batch_size=1, workers=2)
-    seconds_until(lambda: len(server.workers()) == 2, 10)
+    seconds_until(lambda: server.metric("vitrail_workers_ready") == 2, 20)
     assert server.classify(b"crash").status_code == 503
     assert server.ready()  # the other one
     with ThreadPoolExecutor(4) as pool:
         answers = list(pool.map(server.classify, [b"fine"] * 8))
     assert [answer.status_code for answer in answers] == [200] * 8
-    seconds_until(lambda: server.metric("vitrail_workers_ready") == 2, 10)
+    seconds_until(lambda: server.metric("vitrail_workers_ready") == 2, 20)
 
 
 def test_workers_that_die_quickly_are_started_again_ever_more_slowly(serving):
@@ -126,7 +126,7 @@ def test_a_folder_that_was_trained_again_is_refused(tmp_path):
 @pytest.mark.parametrize("busy", [False, True], ids=["idle", "in the middle of a batch"])
 def test_no_worker_outlives_a_killed_server(serving, busy):
     server = serving(workers=2, seconds=30 if busy else 0)
-    seconds_until(lambda: server.metric("vitrail_workers_ready") == 2, 10)
+    seconds_until(lambda: server.metric("vitrail_workers_ready") == 2, 20)
     workers = server.workers()
     if busy:
         connection = server.open()

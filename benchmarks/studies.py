@@ -3,10 +3,10 @@
     python benchmarks/studies.py [--quick] [--only PIECE ...] [--data ../shared/data/cifar10]
                                  [--out runs/studies] [--jobs 2] [--draw]
 
-Pieces: data-size, scaling, the ablations by name, resolution, fashion (trainings, each a study of
-its own that may be killed and goes on) and looks (what is measured on the models that those left:
-attention, positions, shifts, sizes, latency). `claims.json` in --out has each piece's figures; with
---draw the page's pictures in docs/pictures/studies/ are made anew from the records.
+Pieces: rates, data-size, scaling, the ablations by name, resolution, fashion (trainings, each a
+study of its own that may be killed and goes on) and looks (what is measured on the models that
+those left: attention, positions, shifts, sizes, latency). `claims.json` in --out has each piece's
+figures; with --draw the page's pictures in docs/pictures/studies/ are made anew from the records.
 --quick does all of it at a size that shows nothing but that it works.
 The last line of stdout is one JSON object; its ratios are of accuracies.
 """

@@ -39,7 +39,7 @@ def test_a_run_fails_with_what_it_starts_from(tmp_path, needs):
 def test_a_trial_that_failed_is_not_chosen():
     trials = [
         {"config": {"settings": {"x": 1}}, "metrics": FAILED},
-        {"config": {"settings": {"x": 2}}, "metrics": {"val_top1": 0.1}},
+        {"config": {"settings": {"x": 2}}, "metrics": {"final_val_top1": 0.1}},
     ]
     assert chosen_settings(point("a"), trials) == {"x": 2}
 

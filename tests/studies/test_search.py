@@ -123,7 +123,7 @@ def records_of(definition, val, test=lambda point: 0.5):
             "id": point.id,
             "config": point.to_json(),
             "seed": point.seed,
-            "metrics": {"val_top1": val(point), "top1": test(point), "parameters": 1},
+            "metrics": {"final_val_top1": val(point), "top1": test(point), "parameters": 1},
         }
         for point in definition.points
     ]

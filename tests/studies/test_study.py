@@ -370,7 +370,7 @@ def test_the_tuned_mode_fine_tunes_what_it_chose(tmp_path):
     study("data-size", "demo:fashion", out, ask, held_out=0.02, most_test=100)
     records = {r["id"]: r for r in map(json.loads, (out / "records.jsonl").open())}
     trials = [r for r in records.values() if r["config"]["role"] == "trial"]
-    best = max(trials, key=lambda trial: trial["metrics"]["val_top1"])
+    best = max(trials, key=lambda trial: trial["metrics"]["final_val_top1"])
     learned, tuned = records["ViT-40-seed0"], records["ViT-40-tuned-seed0"]
     chosen = learned["metrics"]["chosen"]
     assert {key: chosen[key] for key in best["config"]["axes"] if key != "images"} == {

@@ -172,16 +172,18 @@ def _say(plan: Plan, tally: Tally, out: Path | None, before: int, seconds: float
             file=sys.stderr,
         )
     if out is not None:
-        part = f", part {plan.share.i} of {plan.share.n}" if plan.share.n > 1 else ""
+        part = f"part {plan.share.i} of {plan.share.n}" if plan.share.n > 1 else ""
         now = tally.records - before
         told = [f"{before:,} were there before"] if before else []
         told += [f"{now / seconds:,.0f} images/s"] if now else []
         if before and not now:
-            said = f"nothing to do: all {before:,} pictures{part.replace(', part', ' of part')}"
-            print(f"{said} are in {out} already", file=sys.stderr)
+            of = f" of {part}" if part else ""
+            said = f"nothing to do: all {before:,} pictures{of} are in {out} already"
+            print(said, file=sys.stderr)
             return
         print(
-            f"{out} says what is on {tally.records - tally.failed:,} pictures{part}"
+            f"{out} says what is on {tally.records - tally.failed:,} pictures"
+            + (f", {part}" if part else "")
             + (f" ({'; '.join(told)})" if told else ""),
             file=sys.stderr,
         )

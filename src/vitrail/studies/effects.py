@@ -13,13 +13,13 @@ from vitrail.kit.errors import listing
 from vitrail.studies.definition import Definition, Figure, Record, Shown, Table
 from vitrail.studies.gaps import lead_in_words
 from vitrail.studies.grid import (
+    FINAL,
     alike,
     bands,
     curve,
     mean_of,
     paired,
     signed,
-    validated,
     verdict,
 )
 from vitrail.studies.statistics import Mean
@@ -82,8 +82,7 @@ def _row(variant: Mapping[str, Any], by_id: Mapping[str, Record]) -> Row:
     runs = {
         rate: [by_id[id] for id in ids if id in by_id] for rate, ids in variant["rates"].items()
     }
-    name = validated(record for found in runs.values() for record in found)
-    on_val = {rate: mean_of(found, name, False) for rate, found in runs.items()}
+    on_val = {rate: mean_of(found, FINAL, False) for rate, found in runs.items()}
     # A rate is not chosen for the seeds that happened to come through.
     fullest = max((mean.n for mean in on_val.values() if mean is not None), default=0)
     known = {
@@ -103,8 +102,7 @@ def _row(variant: Mapping[str, Any], by_id: Mapping[str, Record]) -> Row:
 
 def _measure(rows: Sequence[Row]) -> tuple[str, str] | None:
     """What accuracy there is: on test pictures, else on validation ones, which flatters sweeps."""
-    on_val = validated(record for row in rows for record in row.runs)
-    for name, words in (("top1", "test"), (on_val, "validation")):
+    for name, words in (("top1", "test"), (FINAL, "validation")):
         if any(mean_of(row.runs, name) is not None for row in rows):
             return name, words
     return None

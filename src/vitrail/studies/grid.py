@@ -12,7 +12,8 @@ from vitrail.studies.definition import RUN, Ask, Candidate, Definition, Record, 
 from vitrail.studies.flags import KINDS_OF
 from vitrail.studies.statistics import Mean, t_mean
 
-FINAL = "final_val_top1"  # a record's validation accuracy of the run's last weights
+# What runs are chosen by: a record's validation accuracy of the weights that a run ends with.
+FINAL = "final_val_top1"
 
 
 def candidates(ask: Ask, default: Sequence[str]) -> list[Candidate]:
@@ -132,22 +133,6 @@ def metric(name: str) -> Callable[[Record], float | None]:
         return (value or {}).get(key) if key else value
 
     return read
-
-
-def validated(records: Iterable[Record]) -> str:
-    """The metric by which runs are chosen: the validation accuracy of the weights that are tested.
-
-    Those are a run's final ones, whose accuracy has a name of its own. Where a record is without
-    it, as ones of before it was kept, all are compared by the best of their looks, ``val_top1``.
-    """
-    looked = [record["metrics"] for record in records if _has_validation(record)]
-    final = all(metrics.get(FINAL) is not None for metrics in looked)
-    return FINAL if looked and final else "val_top1"
-
-
-def _has_validation(record: Record) -> bool:
-    """Whether a run came to an accuracy on validation pictures."""
-    return any(record["metrics"].get(name) is not None for name in (FINAL, "val_top1"))
 
 
 def mean_of(records: Sequence[Record], name: str, intervals: bool = True) -> Mean | None:

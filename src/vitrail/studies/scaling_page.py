@@ -15,7 +15,7 @@ import numpy as np
 
 from vitrail.kit.chart import MOST, Line, line_chart
 from vitrail.studies.definition import Definition, Figure, Record, Shown, Table
-from vitrail.studies.grid import grouped, mean_of, validated
+from vitrail.studies.grid import FINAL, grouped, mean_of
 from vitrail.studies.scaling_advice import Groups, advise, compute_of, points_of
 from vitrail.studies.statistics import (
     FEWEST,
@@ -83,9 +83,8 @@ def front_of(groups: Groups) -> list[tuple[Any, ...]]:
 
     By accuracy on validation pictures where all groups have one, else by that on test pictures.
     """
-    name = validated(run for runs in groups.values() for run in runs)
-    if any(mean_of(runs, name) is None for runs in groups.values()):
-        name = "top1"
+    known = all(mean_of(runs, FINAL) is not None for runs in groups.values())
+    name = FINAL if known else "top1"
     keys = [key for key, runs in groups.items() if mean_of(runs, name) is not None]
     means = [mean.mean for key in keys if (mean := mean_of(groups[key], name)) is not None]
     return [keys[i] for i in pareto([compute_of(groups[key]) for key in keys], means)]

@@ -7,7 +7,7 @@ import numpy as np
 
 from vitrail.kit.chart import Line, line_chart
 from vitrail.studies.definition import Definition, Figure, Record, Shown, Table
-from vitrail.studies.grid import alike, mean_of, paired, signed, validated, verdict
+from vitrail.studies.grid import FINAL, alike, mean_of, paired, signed, verdict
 from vitrail.studies.statistics import Mean, pareto
 
 FEWEST = 10  # architectures, to say what a choice is worth
@@ -27,12 +27,11 @@ def show(definition: Definition, records: Sequence[Record], intervals: bool) -> 
     runs: dict[str, list[Record]] = {}
     for record in records:
         runs.setdefault(record["config"]["line"], []).append(record)
-    measure = validated(records)
-    names = [name for name, found in runs.items() if mean_of(found, measure) is not None]
+    names = [name for name, found in runs.items() if mean_of(found, FINAL) is not None]
     if not names:
         return Shown(["No candidate has been trained yet."])
     macs = [runs[name][0]["config"]["axes"]["macs"] / 1e6 for name in names]
-    on_val = [_known(runs[name], measure, intervals) for name in names]
+    on_val = [_known(runs[name], FINAL, intervals) for name in names]
     front = pareto(macs, [mean.mean for mean in on_val])
     on_test = {name: mean_of(runs[name], "top1", intervals) for name in names}
     rows = [
@@ -108,7 +107,7 @@ def _answer(
         one, other = runs[names[best]], runs[names[whole]]
         gap, where = paired(one, other, "top1"), "on test pictures, which did not choose it"
         if gap is None:
-            gap, where = paired(one, other, validated([*one, *other])), "on validation pictures"
+            gap, where = paired(one, other, FINAL), "on validation pictures"
         if gap is not None:
             told = verdict(gap)
             sure = f" ({told})" if told == "not told apart" else ""

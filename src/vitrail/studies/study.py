@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from vitrail.data.sources import Spec
+from vitrail.kit.cores import cores
 from vitrail.kit.errors import Error, listing
 from vitrail.recipes.opening import check_place
 from vitrail.studies.data import StudyData, open_data
@@ -240,7 +241,7 @@ def threads_of(jobs: int) -> int:
     Where ``OMP_NUM_THREADS`` says how many, all of them have so many.
     """
     told = os.environ.get("OMP_NUM_THREADS", "")
-    return int(told) if told.isdecimal() and int(told) else max(1, (os.cpu_count() or 1) // jobs)
+    return int(told) if told.isdecimal() and int(told) else max(1, cores() // jobs)
 
 
 @contextlib.contextmanager

@@ -26,7 +26,7 @@ from vitrail.recipes.several import diverged
 from vitrail.studies.data import StudyData
 from vitrail.studies.definition import Definition, Point, Record, tupled
 from vitrail.studies.folder import StudyFolder
-from vitrail.studies.grid import FINAL, validated
+from vitrail.studies.grid import FINAL
 from vitrail.studies.subsets import subset_rows
 from vitrail.training.checkpoint import FOLDER
 from vitrail.training.display import Display
@@ -44,11 +44,10 @@ def chosen_settings(point: Point, trials: Sequence[Record]) -> dict[str, Any]:
     Raises:
         Error: there is no trial that came to a figure.
     """
-    name = validated(trials)
-    known = [trial for trial in trials if trial["metrics"].get(name) is not None]
+    known = [trial for trial in trials if trial["metrics"].get(FINAL) is not None]
     if not known:
         raise Error(f"{point.id} chooses among runs none of which has an accuracy on validation")
-    best = max(known, key=lambda trial: trial["metrics"][name])
+    best = max(known, key=lambda trial: trial["metrics"][FINAL])
     return dict(best["config"]["settings"])
 
 

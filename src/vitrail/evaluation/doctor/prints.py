@@ -6,7 +6,6 @@ of these, so a million pictures are one gigabyte and are decoded once.
 """
 
 import hashlib
-import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from PIL import Image
 
 from vitrail.data.decode import decode, read_size
 from vitrail.data.sources import Source
+from vitrail.kit.cores import cores
 from vitrail.kit.errors import Error
 
 SIDE = 32
@@ -63,7 +63,7 @@ def look(source: Source, threads: int | None = None, progress: Progress | None =
     sizes = np.zeros((n, 2), np.int32)
     contrast, brightness = np.zeros(n, np.float32), np.zeros(n, np.float32)
     readable, unreadable = np.zeros(n, bool), []
-    with ThreadPoolExecutor(threads or os.cpu_count() or 1) as pool:
+    with ThreadPoolExecutor(threads or cores()) as pool:
         for start in range(0, n, BLOCK):
             places = range(start, min(start + BLOCK, n))
             # One thread reads, since sources need not bear several; the others decode.

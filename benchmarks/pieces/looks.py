@@ -20,7 +20,8 @@ from vitrail.data.examples import ArraySource, Source
 from vitrail.data.loader import eval_batches
 from vitrail.evaluation.accuracy import evaluate
 from vitrail.inspection.attention import attention_distance
-from vitrail.inspection.embeddings import row_column_contrast
+from vitrail.inspection.embeddings import position_similarity, row_column_contrast
+from vitrail.inspection.figures import enlarged, mosaic
 from vitrail.kit.chart import Line, heat_colors, line_chart
 from vitrail.models.base import ImageClassifier
 from vitrail.models.tape import Tape
@@ -126,11 +127,10 @@ def positions(models: Sequence[ImageClassifier], place: Path | None) -> dict[str
     """Do position embeddings of one row or column resemble each other more than others do?"""
     gaps, tables = [], []
     for model in models:
-        table = dict(model.named_parameters())["pos_embed"][0].detach()
+        table = dict(model.named_parameters())["pos_embed"][0]
         side = int((len(table) - 1) ** 0.5)
-        table = torch.nn.functional.normalize(table[1:], dim=1)
-        similar = (table @ table.T).numpy()
-        tables.append(similar.reshape(side, side, side, side))
+        tables.append(position_similarity(table, (side, side), prefix=1))
+        similar = tables[-1].reshape(side * side, side * side)
         row, column = np.divmod(np.arange(side * side), side)
         lined = (row[:, None] == row) ^ (column[:, None] == column)  # one of them, not itself
         near = (abs(row[:, None] - row) + abs(column[:, None] - column)) == 1
@@ -141,27 +141,17 @@ def positions(models: Sequence[ImageClassifier], place: Path | None) -> dict[str
             )
         )
     if place is not None:
-        draw_positions(np.mean(tables, 0), place)
+        mean = np.mean(tables, 0)
+        low, high = np.quantile(mean, (0.02, 0.98))
+        tiles = heat_colors((mean - low) / (high - low))  # the grid of grids
+        sheet = mosaic([[enlarged(tile, 6 * len(tile)) for tile in row] for row in tiles])
+        place.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(sheet).save(place / "positions.png", optimize=True)
     lined_gap, near_gap = zip(*gaps, strict=True)
     return {
         "row_or_column_minus_others": t_mean(lined_gap).to_json(),
         "neighbours_minus_rest_of_row_or_column": t_mean(near_gap).to_json(),
     }
-
-
-def draw_positions(similar: np.ndarray, place: Path) -> None:
-    """The grid of grids as a small PNG."""
-    side, gap, cell = len(similar), 2, 6
-    step = side * cell + gap
-    canvas = np.full((side * step - gap, side * step - gap, 3), 255, np.uint8)
-    low, high = np.quantile(similar, (0.02, 0.98))
-    for i in range(side):
-        for j in range(side):
-            tile = heat_colors((similar[i, j] - low) / (high - low))
-            tile = tile.repeat(cell, 0).repeat(cell, 1)
-            canvas[i * step : i * step + side * cell, j * step : j * step + side * cell] = tile
-    place.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(canvas).save(place / "positions.png", optimize=True)
 
 
 def permutation(base: str) -> dict[str, float]:

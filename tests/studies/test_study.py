@@ -207,7 +207,7 @@ def test_several_processes_share_the_cores_and_this_one_too(tmp_path, monkeypatc
         raise Error("enough")
 
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    monkeypatch.setattr(os, "cpu_count", lambda: 6)
+    monkeypatch.setattr("vitrail.studies.study.cores", lambda: 6)
     monkeypatch.setattr(subprocess, "Popen", popen)
     monkeypatch.setattr("vitrail.studies.study.take_runs", taken)
     monkeypatch.setattr(Helper, "terminate", lambda self: None, raising=False)
